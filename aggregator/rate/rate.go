@@ -1,0 +1,422 @@
+// Package rate turns counters into growth over a span, from which every rate is computed.
+//
+// For each group of values of each entity (and for each of its devices) it remembers the last sample
+// it was shown: time, start and counters, and the growth and span of the last valid pair. The entity
+// is known by what it is: a pod by namespace, name and UID, a container by its pod and name, a device
+// by its entity, kind and name. A new batch then gives, group by group:
+//
+//   - the sample's time advanced, the start is the same and no counter fell: growth (Field Delta) of
+//     every counter that both samples have, and the span between them;
+//   - the time is the same: the sample did not advance. Its values, and growth and span of the last
+//     valid pair, travel on and are marked stale, until the sample has been there for
+//     proto.StandInFor of the batch's resolution; then the group is left out of the row, which is not
+//     zero. File systems and accelerators are not left out: kubelets measure volumes once a minute or
+//     less often, and these values are in no sum;
+//   - a counter of the group fell, the start changed, the time went back, or the pair would span more
+//     than Memory: the sample is taken as the first of its kind, with its values and without any rate,
+//     also not of the group's other counters. So a clock that is set back, or that ran ahead and is
+//     corrected, costs one rate and never blocks the ones after it;
+//   - the group is not in the answer: nothing, and the remembered sample stays for Memory.
+//
+// No rate is ever negative, wrapped or infinite: growth is at least 0 and spans are positive.
+//
+// Time here is the caller's clock of the stream (ticks.Clock), never the wall's. No pair crosses more
+// than Memory of it since the earlier sample was last seen, so the state at any point follows from the
+// batches of the last 2 x Memory before it: after a crash those are read again.
+//
+// Not here: when a tick is complete (ticks), sums over pods and nodes (rollup), the formulas (proto),
+// the past (apigw/window).
+package rate
+
+import (
+	"time"
+
+	"github.com/heapstream/heapstream/proto"
+)
+
+// Memory is how long a sample is remembered after it was last seen: max(4 x resolution, 90 s), long
+// enough to pair with the next one after a few missed scrapes.
+func Memory(resolution time.Duration) time.Duration { return max(4*resolution, 90*time.Second) }
+
+const (
+	groups         = 8 // proto.GroupCPU to GroupProcess, by number
+	entityCounters = 16
+	deviceCounters = 4
+)
+
+// plan says which columns belong to a group; it is made once from the catalogue.
+type plan struct {
+	counters [groups][]counter
+	fields   [groups][]proto.Field // every value of the group
+	device   [8][]counter          // by kind of device
+	count    int                   // of counters of entities
+}
+
+// counter is a column that grows, and its place in a slot.
+type counter struct {
+	value, delta proto.Field
+	at           int
+}
+
+var thePlan = makePlan()
+
+func makePlan() (p plan) {
+	for _, m := range proto.Metrics() {
+		if m.Formula != proto.FormulaNone || m.Group == proto.GroupNone {
+			continue
+		}
+		if m.Device != 0 {
+			if m.Shape == proto.Counter {
+				list := &p.device[m.Device]
+				*list = append(*list, counter{m.ID.Field(), m.ID.Delta(), len(*list)})
+			}
+			continue
+		}
+		p.fields[m.Group] = append(p.fields[m.Group], m.ID.Field())
+		if m.Shape == proto.Counter {
+			p.counters[m.Group] = append(p.counters[m.Group], counter{m.ID.Field(), m.ID.Delta(), p.count})
+			p.count++
+		}
+	}
+	return p
+}
+
+// State is what is remembered of the nodes of one cluster. It is not safe for concurrent use.
+type State struct {
+	nodes map[string]*node
+
+	rows, devices []int32        // slots of the batch at hand, by row; -1: none
+	restarted     []bool         // by row
+	cols          []proto.Column // of the group at hand
+}
+
+// New returns a State that remembers nothing.
+func New() *State { return &State{nodes: map[string]*node{}} }
+
+// node is what is remembered of one node.
+type node struct {
+	seen     int64 // clock at its last batch, ms
+	swept    int64 // clock when slots were last looked through
+	entities slots[entityKey, entity]
+	devices  slots[deviceKey, device]
+}
+
+type entityKey struct {
+	kind                 proto.Kind
+	parent               int32 // slot of the pod of a container; else -1
+	namespace, name, uid string
+}
+
+type deviceKey struct {
+	entity int32 // slot
+	kind   proto.DeviceKind
+	name   string
+}
+
+// pair is the state of one group: the last sample, and the pair it made with the one before.
+type pair struct {
+	time  int64 // of the sample, Unix ns
+	span  int64 // of the last valid pair, ns; 0: none
+	first int64 // clock when the sample was first seen, ms
+	last  int64 // clock when it was last seen, ms
+	known bool
+}
+
+type entity struct {
+	start    int64
+	hasStart bool
+	has      uint16 // which counters the last sample had
+	grown    uint16 // which counters have growth
+	groups   [groups]pair
+	value    [entityCounters]int64
+	delta    [entityCounters]int64
+}
+
+type device struct {
+	pair
+	has, grown uint8
+	value      [deviceCounters]int64
+	delta      [deviceCounters]int64
+}
+
+// Forget drops the nodes that have sent nothing for Memory at this resolution. It changes no output,
+// only what is held.
+func (s *State) Forget(now int64, resolution time.Duration) {
+	for name, n := range s.nodes {
+		if now-n.seen > Memory(resolution).Milliseconds() {
+			delete(s.nodes, name)
+		}
+	}
+}
+
+// Reset forgets everything, so that no rate crosses what was lost.
+func (s *State) Reset() { clear(s.nodes) }
+
+// Nodes is how many nodes are remembered.
+func (s *State) Nodes() int { return len(s.nodes) }
+
+// Step adds growth, spans and stale marks to a batch's table, leaves out what did not advance for too
+// long, and remembers the batch's samples. now is the clock at the batch's message in ms. Batches of
+// one node come in the order of their ticks.
+func (s *State) Step(b *proto.Batch, now int64) {
+	n := s.nodes[b.Node]
+	if n == nil {
+		n = &node{}
+		s.nodes[b.Node] = n
+	}
+	n.seen = now
+	memory := Memory(b.Resolution)
+	t := terms{now: now, memory: memory.Milliseconds(), longest: memory.Nanoseconds(), standIn: proto.StandInFor(b.Resolution).Milliseconds()}
+	if now-n.swept > t.memory {
+		n.swept = now
+		n.entities.sweep(now - t.memory)
+		n.devices.sweep(now - t.memory)
+	}
+	s.find(n, &b.Table, now)
+	for g := proto.GroupCPU; g < groups; g++ {
+		s.group(n, &b.Table, g, t)
+	}
+	s.device(n, &b.Table, t)
+}
+
+// terms are the limits that hold for one batch.
+type terms struct {
+	now     int64 // ms
+	memory  int64 // ms
+	longest int64 // the longest span of a pair, ns
+	standIn int64 // ms
+}
+
+// find gives every row its slot.
+func (s *State) find(n *node, t *proto.Table, now int64) {
+	s.rows, s.restarted = s.rows[:0], s.restarted[:0]
+	starts := t.Values.Column(proto.FieldStart)
+	n.entities.begin()
+	for i := range t.Entities {
+		e := &t.Entities[i]
+		key := entityKey{kind: e.Kind, parent: -1, name: e.Name}
+		switch e.Kind {
+		case proto.KindPod:
+			key.namespace, key.uid = e.Namespace, e.UID
+		case proto.KindContainer:
+			key.parent = s.rows[e.Parent]
+			if key.parent < 0 { // of a pod that the answer has twice
+				s.rows, s.restarted = append(s.rows, -1), append(s.restarted, false)
+				continue
+			}
+		}
+		slot := n.entities.find(key, now)
+		again := false
+		if slot >= 0 && starts != nil && starts.Present.Has(i) {
+			state, start := &n.entities.list[slot].state, starts.Values[i]
+			again = state.hasStart && state.start != start
+			if again {
+				*state = entity{}
+			}
+			state.start, state.hasStart = start, true
+		}
+		s.rows, s.restarted = append(s.rows, slot), append(s.restarted, again)
+	}
+	s.devices = s.devices[:0]
+	n.devices.begin()
+	for i := range t.Devices {
+		d := &t.Devices[i]
+		of := s.rows[d.Entity]
+		if of < 0 {
+			s.devices = append(s.devices, -1)
+			continue
+		}
+		slot := n.devices.find(deviceKey{of, d.Kind, d.Name}, now)
+		if slot >= 0 && s.restarted[d.Entity] {
+			n.devices.list[slot].state = device{}
+		}
+		s.devices = append(s.devices, slot)
+	}
+}
+
+// verdict is what a sample is to the one remembered.
+type verdict uint8
+
+const (
+	fresh     verdict = iota // the first of its kind
+	advanced                 // makes a pair with the one remembered
+	unchanged                // the one remembered
+	expired                  // the one remembered, for too long
+)
+
+func (p *pair) judge(at int64, t terms) verdict {
+	switch {
+	case !p.known || t.now-p.last > t.memory || at < p.time || at-p.time > t.longest:
+		return fresh
+	case at > p.time:
+		return advanced
+	case t.now-p.first >= t.standIn:
+		return expired
+	}
+	return unchanged
+}
+
+// take remembers a sample that is not the one remembered.
+func (p *pair) take(at, span int64, t terms) {
+	*p = pair{time: at, span: span, first: t.now, last: t.now, known: true}
+}
+
+func (s *State) group(n *node, table *proto.Table, g proto.Group, t terms) {
+	values := &table.Values
+	times := values.Column(g.Time())
+	if times == nil {
+		return
+	}
+	// Columns by value: Set may move the list they are in, never what they hold.
+	at, present := times.Values, times.Present
+	counters := thePlan.counters[g]
+	cols := s.columns(values, counters)
+	for row := range at {
+		if !present.Has(row) || s.rows[row] < 0 {
+			continue
+		}
+		e := &n.entities.list[s.rows[row]].state
+		p := &e.groups[g]
+		v := p.judge(at[row], t)
+		if v == advanced {
+			for i, c := range counters {
+				if cols[i].Present.Has(row) && e.has&(1<<c.at) != 0 && cols[i].Values[row] < e.value[c.at] {
+					v = fresh
+				}
+			}
+		}
+		switch v {
+		case fresh:
+			p.take(at[row], 0, t)
+		case advanced:
+			span := at[row] - p.time
+			p.take(at[row], span, t)
+			values.Set(row, g.Span(), span)
+		case unchanged:
+			p.last = t.now
+			values.Set(row, g.Stale(), 1)
+			if p.span > 0 {
+				values.Set(row, g.Span(), p.span)
+			}
+		case expired:
+			p.last = t.now
+			values.Clear(row, g.Time())
+			for _, f := range thePlan.fields[g] {
+				values.Clear(row, f)
+			}
+			continue
+		}
+		for i, c := range counters {
+			bit := uint16(1) << c.at
+			if v == unchanged {
+				if e.grown&bit != 0 {
+					values.Set(row, c.delta, e.delta[c.at])
+				}
+				continue
+			}
+			had, before := e.has&bit != 0, e.value[c.at]
+			e.has &^= bit
+			e.grown &^= bit
+			if !cols[i].Present.Has(row) {
+				continue
+			}
+			now := cols[i].Values[row]
+			if v == advanced && had {
+				e.grown |= bit
+				e.delta[c.at] = now - before
+				values.Set(row, c.delta, now-before)
+			}
+			e.has |= bit
+			e.value[c.at] = now
+		}
+	}
+}
+
+// columns are the columns of these counters; one that is not there has no row present.
+func (s *State) columns(values *proto.Columns, counters []counter) []proto.Column {
+	s.cols = s.cols[:0]
+	for _, c := range counters {
+		col := proto.Column{}
+		if have := values.Column(c.value); have != nil {
+			col = *have
+		}
+		s.cols = append(s.cols, col)
+	}
+	return s.cols
+}
+
+func (s *State) device(n *node, table *proto.Table, t terms) {
+	const g = proto.GroupDevice
+	values := &table.DeviceValues
+	times := values.Column(g.Time())
+	if times == nil {
+		return
+	}
+	at, present := times.Values, times.Present
+	for row := range at {
+		if !present.Has(row) || s.devices[row] < 0 {
+			continue
+		}
+		d := &n.devices.list[s.devices[row]].state
+		var counters []counter
+		if k := table.Devices[row].Kind; int(k) < len(thePlan.device) {
+			counters = thePlan.device[k]
+		}
+		v := d.judge(at[row], t)
+		if v == expired && len(counters) == 0 {
+			v = unchanged
+		}
+		if v == advanced {
+			for _, c := range counters {
+				if now, ok := values.Get(row, c.value); ok && d.has&(1<<c.at) != 0 && now < d.value[c.at] {
+					v = fresh
+				}
+			}
+		}
+		switch v {
+		case fresh:
+			d.take(at[row], 0, t)
+		case advanced:
+			span := at[row] - d.time
+			d.take(at[row], span, t)
+			if len(counters) > 0 {
+				values.Set(row, g.Span(), span)
+			}
+		case unchanged:
+			d.last = t.now
+			values.Set(row, g.Stale(), 1)
+			if d.span > 0 && len(counters) > 0 {
+				values.Set(row, g.Span(), d.span)
+			}
+		case expired:
+			d.last = t.now
+			for _, col := range values.All() {
+				values.Clear(row, col.Field)
+			}
+			continue
+		}
+		for _, c := range counters {
+			bit := uint8(1) << c.at
+			if v == unchanged {
+				if d.grown&bit != 0 {
+					values.Set(row, c.delta, d.delta[c.at])
+				}
+				continue
+			}
+			had, before := d.has&bit != 0, d.value[c.at]
+			d.has &^= bit
+			d.grown &^= bit
+			now, ok := values.Get(row, c.value)
+			if !ok {
+				continue
+			}
+			if v == advanced && had {
+				d.grown |= bit
+				d.delta[c.at] = now - before
+				values.Set(row, c.delta, now-before)
+			}
+			d.has |= bit
+			d.value[c.at] = now
+		}
+	}
+}

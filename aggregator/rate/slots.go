@@ -1,0 +1,81 @@
+package rate
+
+// slots hold state by key. The rows of one batch are looked up in the order of the batch before, which
+// for sources that sort their answers finds nearly all of them without hashing a key.
+type slots[K comparable, S any] struct {
+	list  []slot[K, S]
+	free  []int32
+	index map[K]int32
+	order []int32 // slots of the batch at hand, in its order
+	last  []int32 // of the batch before
+	next  int     // where in last the next row is expected
+	round uint32  // of the batch at hand
+}
+
+type slot[K comparable, S any] struct {
+	key   K
+	seen  int64  // clock when a batch last had it, ms
+	round uint32 // of that batch
+	place int32  // in the order of that batch
+	used  bool
+	state S
+}
+
+// begin starts a batch.
+func (s *slots[K, S]) begin() {
+	if s.index == nil {
+		s.index = map[K]int32{}
+	}
+	s.round++
+	s.last, s.order = s.order, s.last[:0]
+	s.next = 0
+}
+
+// find returns the slot of a key, a new one where there is none; -1 where the batch has had it already.
+func (s *slots[K, S]) find(key K, now int64) int32 {
+	i, ok := int32(-1), false
+	if s.next < len(s.last) {
+		i = s.last[s.next]
+		ok = s.list[i].used && s.list[i].key == key
+		s.next++
+	}
+	if !ok {
+		if i, ok = s.index[key]; !ok {
+			i = s.add(key)
+		} else if at := &s.list[i]; at.round == s.round-1 {
+			s.next = int(at.place) + 1 // rows were left out or moved: go on behind this one
+		}
+	}
+	at := &s.list[i]
+	if at.round == s.round {
+		return -1
+	}
+	at.round, at.place, at.seen = s.round, int32(len(s.order)), now //nolint:gosec // as in add
+	s.order = append(s.order, i)
+	return i
+}
+
+func (s *slots[K, S]) add(key K) int32 {
+	var i int32
+	if n := len(s.free); n > 0 {
+		i = s.free[n-1]
+		s.free = s.free[:n-1]
+	} else {
+		s.list = append(s.list, slot[K, S]{})
+		i = int32(len(s.list) - 1) //nolint:gosec // bounded by the rows of a few messages
+	}
+	s.list[i] = slot[K, S]{key: key, used: true}
+	s.index[key] = i
+	return i
+}
+
+// sweep frees the slots that were last seen before the clock stood at since.
+func (s *slots[K, S]) sweep(since int64) {
+	for i := range s.list {
+		if at := &s.list[i]; at.used && at.seen < since {
+			delete(s.index, at.key)
+			*at = slot[K, S]{}
+			s.free = append(s.free, int32(i)) //nolint:gosec // as in add
+		}
+	}
+}

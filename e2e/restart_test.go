@@ -1,0 +1,581 @@
+package e2e
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/heapstream/heapstream/e2e/simcluster"
+	"github.com/heapstream/heapstream/e2e/simcluster/simtest"
+	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
+	"github.com/heapstream/heapstream/proto/bus/embedded"
+	"github.com/heapstream/heapstream/scraper"
+)
+
+const (
+	// startUp is what a process may take from its start to its first scrape, the wait for a tick aside.
+	startUp = 4 * time.Second
+	// inFlight is what a scrape may take until its batch is stored: one that was under way when the
+	// process was killed is lost with it.
+	inFlight = time.Second
+)
+
+// life is one run of the program, from its start until it was killed or stopped.
+type life struct{ from, to time.Time }
+
+// child is the program as a process of its own.
+type child struct {
+	t    *testing.T
+	args []string
+	log  *os.File
+	cmd  *exec.Cmd
+	done chan error
+}
+
+func (c *child) start() {
+	c.t.Helper()
+	c.cmd = exec.Command(os.Args[0], c.args...) //nolint:gosec // this very binary
+	c.cmd.Env = append(os.Environ(), asProgram+"=1")
+	c.cmd.Stdout, c.cmd.Stderr = c.log, c.log
+	if err := c.cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.done = make(chan error, 1)
+	go func(cmd *exec.Cmd, done chan<- error) { done <- cmd.Wait() }(c.cmd, c.done)
+}
+
+// alive fails the test if the process has ended by itself.
+func (c *child) alive() {
+	c.t.Helper()
+	select {
+	case err := <-c.done:
+		c.cmd = nil
+		c.t.Fatalf("heapstream ended by itself: %v", err)
+	default:
+	}
+}
+
+// end sends the signal and waits for the process to be gone.
+func (c *child) end(signal syscall.Signal) error {
+	c.t.Helper()
+	c.alive()
+	if err := c.cmd.Process.Signal(signal); err != nil {
+		c.t.Fatal(err)
+	}
+	select {
+	case err := <-c.done:
+		c.cmd = nil
+		return err
+	case <-time.After(30 * time.Second):
+		c.t.Fatalf("heapstream does not end after %s", signal)
+		return nil
+	}
+}
+
+var servingAt = regexp.MustCompile(`msg="serving the Heapster API" address=(\S+)`)
+
+// model asks the model API of the newest process, which says in its log where it is; nothing if there
+// is no answer.
+func (c *child) model(path string) (r modelResult) {
+	c.t.Helper()
+	said, err := os.ReadFile(c.log.Name())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	at := servingAt.FindAllSubmatch(said, -1)
+	if len(at) == 0 {
+		return r
+	}
+	resp, err := http.Get("http://" + string(at[len(at)-1][1]) + path)
+	if err != nil {
+		return r
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&r); err != nil {
+		return modelResult{}
+	}
+	return r
+}
+
+func (c *child) cleanUp() {
+	if c.cmd != nil {
+		_ = c.cmd.Process.Kill()
+		<-c.done
+	}
+	if c.t.Failed() {
+		if said, err := os.ReadFile(c.log.Name()); err == nil {
+			c.t.Logf("heapstream said, at the end:\n%s", said[max(0, len(said)-8000):])
+		}
+	}
+	c.log.Close()
+}
+
+// TestKilledAtAnyMomentLosesNothing kills heapstream with SIGKILL six times, each in another part of the
+// time between two ticks, and starts it again at once on the same --data-dir. Then it counts:
+// in SAMPLES there is every tick of every node but those at whose scrape no process was there; on
+// ROLLUPS there is one message of each of them, and one of every namespace and the cluster at each
+// tick; in InfluxDB there is exactly what ROLLUPS says, each point once and in one series per entity;
+// the gateway of the last life serves the ticks of all of them; and nothing is in DEAD.
+func TestKilledAtAnyMomentLosesNothing(t *testing.T) {
+	const kills, res = 6, proto.MinResolution
+	influx := startInfluxd(t)
+	cfg := simcluster.DefaultConfig()
+	cfg.Nodes, cfg.PodsPerNode = 3, 5
+	cluster := simtest.Start(t, cfg, simcluster.Deps{})
+	dir := t.TempDir()
+	kubeconfig := filepath.Join(dir, "kubeconfig")
+	if err := cluster.WriteKubeconfig(kubeconfig, simcluster.ReaderName); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := filepath.Join(dir, "bus")
+	program := &child{t: t, log: log, args: []string{
+		"--source=kubernetes.summary_api:", "--kubeconfig=" + kubeconfig, "--metric_resolution=" + res.String(), "--cluster=killed",
+		"--data-dir=" + store, "--listen_ip=127.0.0.1", "--heapster-port=0", "--sink=influxdb:" + influx.URL,
+	}}
+	t.Cleanup(program.cleanUp)
+
+	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any will do
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // no secret
+	var lives []life
+	for i := range kills {
+		lives = append(lives, life{from: time.Now()})
+		program.start()
+		// The first one comes to numbers, the others live for one to two and a half ticks. Kill i falls
+		// into the i-th part of the time between two ticks.
+		least := time.Duration(float64(res) * (1 + 1.5*random.Float64()))
+		if i == 0 {
+			eventually(t, 60*time.Second, func() bool { program.alive(); return newest(t, influx) != 0 }, func() string { return "nothing arrives in InfluxDB" })
+			least = 0
+		}
+		phase := time.Duration((float64(i) + random.Float64()) / kills * float64(res))
+		at := proto.TickAt(time.Now().Add(least), res).Time().Add(phase)
+		if time.Until(at) < least {
+			at = at.Add(res)
+		}
+		time.Sleep(time.Until(at)) // the moment to be killed is what is tested, not waited for
+		if err := program.end(syscall.SIGKILL); err == nil {
+			t.Fatal("heapstream ended well though it was killed")
+		}
+		lives[i].to = time.Now()
+	}
+	lives = append(lives, life{from: time.Now()})
+	program.start()
+	until := proto.TickAt(time.Now(), res).Add(3, res)
+	eventually(t, 90*time.Second, func() bool { program.alive(); return newest(t, influx) >= until }, func() string {
+		return fmt.Sprintf("InfluxDB has the cluster at %s, want %s", newest(t, influx), until)
+	})
+	var served modelResult // by a gateway that was not there when most of it was measured
+	eventually(t, 30*time.Second, func() bool {
+		served = program.model("/api/v1/model/metrics/cpu/request")
+		return proto.Tick(served.LatestTimestamp.UnixMilli()) >= until
+	}, func() string { return fmt.Sprintf("the gateway serves %+v, want it up to %s", served, until) })
+	lives[kills].to = time.Now()
+	if err := program.end(syscall.SIGTERM); err != nil {
+		t.Fatalf("heapstream ended badly though it was told to: %v", err)
+	}
+
+	// What the bus has now, and what the last tick of it was that InfluxDB was waited for.
+	b := readBus(t, store, "killed", until)
+	b.checkSamples(t, cluster, lives, res)
+	b.checkRollups(t, cluster)
+	b.checkServed(t, served)
+	checkInflux(t, influx, b)
+}
+
+// newest is the last tick of which InfluxDB has the cluster, 0 if there is none.
+func newest(t *testing.T, i *influxd) proto.Tick {
+	t.Helper()
+	series := i.query(t, `SELECT last("value") FROM "cpu/request" WHERE "type" = 'cluster'`)
+	if len(series) == 0 {
+		return 0
+	}
+	at, err := series[0].Values[0][0].Int64()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return proto.Tick(at)
+}
+
+// nodeTick names a batch.
+type nodeTick struct {
+	node string
+	tick proto.Tick
+}
+
+// point names a value in a database: an entity by what tells it apart, a metric, and a tick.
+type point struct {
+	entity, metric string
+	tick           proto.Tick
+}
+
+// onBus is what the streams hold up to a tick.
+type onBus struct {
+	upto       proto.Tick
+	scraped    map[nodeTick]time.Time // of each batch
+	twice      []string               // batches and rollups of which there is more than one
+	rollups    map[nodeTick]int       // entities in it
+	pods       map[nodeTick][]string  // namespace/name
+	namespaces map[proto.Tick][]string
+	totals     map[proto.Tick]proto.Totals
+	values     map[point]string // as InfluxDB should have them
+}
+
+// watched are the metrics that are compared: sums and gauges of every level, a counter and its rate.
+var watched = []string{"cpu/request", "cpu/usage", "cpu/usage_rate", "memory/usage", "memory/working_set", "network/rx_rate", "restart_count"}
+
+// readBus opens the store that the program has left.
+func readBus(t *testing.T, store, cluster string, upto proto.Tick) *onBus {
+	t.Helper()
+	cfg := embedded.DefaultConfig()
+	cfg.StoreDir, cfg.MaxStore = store, 1<<40
+	server, err := embedded.New(cfg, bustest.Logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	if err := server.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Shutdown)
+	connect := bus.DefaultConfig()
+	connect.Name = "reader"
+	conn, err := bus.ConnectLocal(ctx, server, connect, bustest.Logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if dead, err := conn.StreamState(ctx, bus.DeadStream); err != nil || dead.LastSeq != 0 {
+		t.Errorf("%d messages are in DEAD (%v), want none", dead.LastSeq, err)
+	}
+	b := &onBus{upto: upto, scraped: map[nodeTick]time.Time{}, rollups: map[nodeTick]int{}, pods: map[nodeTick][]string{},
+		namespaces: map[proto.Tick][]string{}, totals: map[proto.Tick]proto.Totals{}, values: map[point]string{}}
+	dec := proto.NewDecoder()
+	read := func(stream string, take func(d bus.Delivery) error, subjects ...string) {
+		state, err := conn.StreamState(ctx, stream)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if state.FirstSeq != 1 {
+			t.Fatalf("stream %s begins with message %d: what this test counts has left it", stream, state.FirstSeq)
+		}
+		for d, err := range conn.Replay(ctx, bus.ReplayConfig{Stream: stream, Subjects: subjects}) {
+			if err == nil {
+				err = take(d)
+			}
+			if err != nil {
+				t.Fatalf("read %s: %v", stream, err)
+			}
+			if d.Pending == 0 {
+				return
+			}
+		}
+		t.Fatalf("read %s: %v", stream, ctx.Err())
+	}
+	read(bus.SamplesStream(cluster), func(d bus.Delivery) error {
+		var batch proto.Batch
+		if err := dec.Batch(d.Data, &batch); err != nil {
+			return err
+		}
+		key := nodeTick{batch.Node, batch.Tick}
+		if _, ok := b.scraped[key]; ok {
+			b.twice = append(b.twice, fmt.Sprintf("batch of node %s at %s", batch.Node, batch.Tick))
+		}
+		b.scraped[key] = time.Unix(0, batch.Scraped)
+		return nil
+	}, bus.SamplesFilter(cluster))
+	read(bus.RollupsStream(cluster), func(d bus.Delivery) error {
+		var r proto.Rollup
+		if err := dec.Rollup(d.Data, &r); err != nil {
+			return err
+		}
+		b.take(&r)
+		return nil
+	}, bus.RollupFilters(cluster)...)
+	return b
+}
+
+// take counts a rollup and keeps its values.
+func (b *onBus) take(r *proto.Rollup) {
+	key := nodeTick{r.Name, r.Tick}
+	switch r.Scope {
+	case proto.ScopeNode:
+		if _, ok := b.rollups[key]; ok {
+			b.twice = append(b.twice, fmt.Sprintf("rollup of node %s at %s", r.Name, r.Tick))
+		}
+		b.rollups[key] = len(r.Entities)
+	case proto.ScopeNamespace:
+		if slices.Contains(b.namespaces[r.Tick], r.Name) {
+			b.twice = append(b.twice, fmt.Sprintf("rollup of namespace %s at %s", r.Name, r.Tick))
+		}
+		b.namespaces[r.Tick] = append(b.namespaces[r.Tick], r.Name)
+	case proto.ScopeTotals:
+		if _, ok := b.totals[r.Tick]; ok {
+			b.twice = append(b.twice, fmt.Sprintf("totals of %s", r.Tick))
+		}
+		b.totals[r.Tick] = r.Totals
+	}
+	format := proto.DefaultLabelFormat()
+	for row := range r.Entities {
+		kind := r.Entities[row].Kind
+		own := r.Scope == proto.ScopeNode
+		if kind == proto.KindWorkload || own && kind == proto.KindNamespace {
+			continue // not written: Heapster had no workloads, and a node's share is no namespace
+		}
+		if kind == proto.KindPod {
+			b.pods[key] = append(b.pods[key], r.Entities[row].Namespace+"/"+r.Entities[row].Name)
+		}
+		tags := map[string]string{}
+		for _, l := range format.AppendEntityLabels(nil, &r.Table, row) {
+			tags[l.Key] = l.Value
+		}
+		for s := range r.Samples(row) {
+			if slices.Contains(watched, s.Name) && s.Device == nil && !s.Ours && (!own || !s.StandsIn) {
+				b.values[point{entityOf(tags), s.Name, r.Tick}] = s.Value.String()
+			}
+		}
+	}
+}
+
+// entityOf tells an entity apart from all others, by labels or tags.
+func entityOf(tags map[string]string) string {
+	var parts []string
+	for _, k := range []string{"type", "nodename", "namespace_name", "pod_name", "container_name"} {
+		parts = append(parts, tags[k])
+	}
+	return strings.Join(parts, "|")
+}
+
+// checkSamples: every node at every tick, unless no process was there at its scrape.
+func (b *onBus) checkSamples(t *testing.T, cluster *simcluster.Cluster, lives []life, res time.Duration) {
+	t.Helper()
+	for _, s := range b.twice {
+		t.Errorf("twice on the bus: %s", s)
+	}
+	expected, slept := 0, map[proto.Tick]bool{}
+	for i, l := range lives {
+		// From the first scrape of a life on, all must be there.
+		first := l.from.Add(startUp)
+		for _, at := range b.scraped {
+			if at.After(l.from) && at.Before(first) {
+				first = at
+			}
+		}
+		t.Logf("life %d: %s, first scrape after %s, ended %s after a tick", i, l.to.Sub(l.from).Round(time.Millisecond),
+			first.Sub(l.from).Round(time.Millisecond), l.to.Sub(proto.TickAt(l.to, res).Time()).Round(time.Millisecond))
+		for tick := proto.TickAt(first, res); tick <= b.upto; tick = tick.Add(1, res) {
+			for _, n := range cluster.Nodes() {
+				due := tick.Time().Add(scraper.Offset(n.Name(), res))
+				if due.Before(first) || due.After(l.to.Add(-inFlight)) {
+					continue
+				}
+				expected++
+				if _, ok := b.scraped[nodeTick{n.Name(), tick}]; !ok {
+					t.Errorf("node %s was not scraped at %s, though life %d lasted from %s to %s", n.Name(), tick, i, l.from, l.to)
+				}
+			}
+		}
+	}
+	// Two ticks of sleep in a row would be a process that starts badly.
+	from := b.upto
+	for k := range b.scraped {
+		from = min(from, k.tick)
+	}
+	for tick := from; tick <= b.upto; tick = tick.Add(1, res) {
+		any := slices.ContainsFunc(cluster.Nodes(), func(n *simcluster.Node) bool { return !b.scraped[nodeTick{n.Name(), tick}].IsZero() })
+		if slept[tick] = !any; !any {
+			t.Logf("slept through %s", tick)
+			if slept[tick.Add(-1, res)] {
+				t.Errorf("nobody was scraped at %s nor at the tick before, though a restart takes less than %s", tick, startUp)
+			}
+		}
+	}
+	if least := len(cluster.Nodes()) * len(lives); expected < least {
+		t.Errorf("only %d scrapes had to be there, want %d or more: this test has shown nothing", expected, least)
+	}
+}
+
+// checkRollups: one message of each batch and each closed tick, with everything in it.
+func (b *onBus) checkRollups(t *testing.T, cluster *simcluster.Cluster) {
+	t.Helper()
+	for key := range b.scraped {
+		if key.tick > b.upto {
+			continue
+		}
+		if b.rollups[key] == 0 {
+			t.Errorf("node %s was scraped at %s and has no rollup there", key.node, key.tick)
+		}
+		if _, ok := b.totals[key.tick]; !ok {
+			t.Errorf("there are no totals of %s, when node %s was scraped", key.tick, key.node)
+		}
+	}
+	for key := range b.rollups {
+		if _, ok := b.scraped[key]; !ok {
+			t.Errorf("node %s has a rollup at %s and was not scraped", key.node, key.tick)
+		}
+		for _, p := range cluster.Pods(key.node) {
+			if name := p.Namespace + "/" + p.Name; !slices.Contains(b.pods[key], name) {
+				t.Errorf("pod %s is not in the rollup of node %s at %s", name, key.node, key.tick)
+			}
+		}
+	}
+	var rated bool
+	for i, tick := range slices.Sorted(maps.Keys(b.totals)) {
+		totals := b.totals[tick]
+		if totals.Gap {
+			t.Errorf("the totals of %s say that SAMPLES were lost", tick)
+		}
+		if int(totals.Expected) != len(cluster.Nodes()) {
+			t.Errorf("%d nodes were expected at %s, want %d", totals.Expected, tick, len(cluster.Nodes()))
+		}
+		// A tick does not wait for who was silent at the one before: such a node may be there, but too late.
+		for _, n := range cluster.Nodes() {
+			silent := b.scraped[nodeTick{n.Name(), tick}].IsZero()
+			silentBefore := b.scraped[nodeTick{n.Name(), tick.Add(-1, proto.MinResolution)}].IsZero()
+			missing := slices.Contains(totals.Missing, n.Name())
+			if tick <= b.upto && missing != silent && (!missing || !silentBefore) {
+				t.Errorf("totals of %s miss %q; node %s was scraped then: %t, and at the tick before: %t", tick, totals.Missing, n.Name(), !silent, !silentBefore)
+			}
+		}
+		if i > 0 && len(b.namespaces[tick]) != len(b.namespaces[b.upto]) {
+			t.Errorf("%d namespaces at %s, %d at the end", len(b.namespaces[tick]), tick, len(b.namespaces[b.upto]))
+		}
+		_, ok := b.values[point{"cluster||||", "cpu/usage_rate", tick}]
+		if rated && !ok {
+			t.Errorf("the cluster has no cpu/usage_rate at %s, and had one before", tick)
+		}
+		rated = rated || ok
+	}
+	if !rated {
+		t.Error("the cluster never had a cpu/usage_rate")
+	}
+}
+
+// checkServed: the gateway has the cluster at every tick that was closed, in their order.
+func (b *onBus) checkServed(t *testing.T, served modelResult) {
+	t.Helper()
+	var got, want []proto.Tick
+	for _, m := range served.Metrics {
+		if tick := proto.Tick(m.Timestamp.UnixMilli()); tick <= b.upto {
+			got = append(got, tick)
+		}
+	}
+	for _, tick := range slices.Sorted(maps.Keys(b.totals)) {
+		if tick <= b.upto {
+			want = append(want, tick)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the gateway has the cluster at %s, want %s", got, want)
+	}
+}
+
+// checkInflux: the database has what ROLLUPS says, each point once.
+func checkInflux(t *testing.T, influx *influxd, b *onBus) {
+	t.Helper()
+	got, compared := map[point]string{}, 0
+	tagsOf := map[string]string{} // of the one series that an entity may have
+	capacity := 0.0
+	for _, s := range influx.query(t, `SELECT max("value") FROM "cpu/node_capacity" GROUP BY "nodename"`) {
+		millicores, err := s.Values[0][1].Float64()
+		if err != nil {
+			t.Fatal(err)
+		}
+		capacity += millicores
+	}
+	for _, metric := range watched {
+		for _, s := range influx.query(t, `SELECT "value" FROM "`+metric+`" GROUP BY *`) {
+			maps.DeleteFunc(s.Tags, func(_, v string) bool { return v == "" }) // of other series of the measurement
+			entity := entityOf(s.Tags)
+			tags := fmt.Sprint(s.Tags) // sorted by key
+			if before, ok := tagsOf[entity]; ok && before != tags {
+				t.Errorf("%s has two series: %s and %s", entity, before, tags)
+			}
+			tagsOf[entity] = tags
+			last := 0.0
+			for _, v := range s.Values {
+				at, err := v[0].Int64()
+				if err != nil {
+					t.Fatal(err)
+				}
+				p := point{entity, metric, proto.Tick(at)}
+				if _, ok := got[p]; ok {
+					t.Errorf("twice in InfluxDB: %s of %s at %s", p.metric, p.entity, p.tick)
+				}
+				got[p] = v[1].String()
+				value := parse(t, v[1])
+				switch {
+				case value < 0:
+					t.Errorf("%s of %s is %s at %s", p.metric, p.entity, v[1], p.tick)
+				case metric == "cpu/usage" && value < last:
+					t.Errorf("counter %s of %s falls from %v to %s at %s", p.metric, p.entity, last, v[1], p.tick)
+				case metric == "cpu/usage_rate" && value > capacity:
+					t.Errorf("%s of %s is %s at %s, and the cluster has %v", p.metric, p.entity, v[1], p.tick, capacity)
+				}
+				last = value
+			}
+		}
+	}
+	var missing []string
+	for p, want := range b.values {
+		switch have, ok := got[p]; {
+		case p.tick > b.upto:
+		case !ok:
+			missing = append(missing, fmt.Sprintf("%s of %s at %s", p.metric, p.entity, p.tick))
+		case !sameNumber(have, want):
+			t.Errorf("%s of %s at %s is %s in InfluxDB and %s on ROLLUPS", p.metric, p.entity, p.tick, have, want)
+		default:
+			compared++
+		}
+	}
+	for p := range got {
+		if _, ok := b.values[p]; !ok {
+			t.Errorf("%s of %s at %s is in InfluxDB and not on ROLLUPS", p.metric, p.entity, p.tick)
+		}
+	}
+	if len(missing) > 0 {
+		slices.Sort(missing)
+		t.Errorf("%d points are on ROLLUPS and not in InfluxDB, such as %q", len(missing), missing[:min(len(missing), 5)])
+	}
+	t.Logf("%d points of %d entities compared", compared, len(tagsOf))
+	if compared < 1000 {
+		t.Errorf("only %d points were compared", compared)
+	}
+}
+
+func parse(t *testing.T, n json.Number) float64 {
+	t.Helper()
+	v, err := n.Float64()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// sameNumber compares two texts of numbers, which need not be written alike.
+func sameNumber(a, b string) bool {
+	x, errX := strconv.ParseFloat(a, 64)
+	y, errY := strconv.ParseFloat(b, 64)
+	return errX == nil && errY == nil && cmp.Compare(x, y) == 0
+}

@@ -1,0 +1,112 @@
+package bus_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/heapstream/heapstream/proto/bus"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
+)
+
+// leaderOf is the index of the server that leads a stream.
+func leaderOf(t *testing.T, c *bus.Conn, stream string) int {
+	t.Helper()
+	for until := deadline(t); ; time.Sleep(time.Millisecond) {
+		name, err := c.LeaderOf(until, stream)
+		if i := slices.Index([]string{"bustest-0", "bustest-1", "bustest-2"}, name); err == nil && i >= 0 {
+			return i
+		}
+		if until.Err() != nil {
+			t.Fatalf("stream %q has no leader: %q %v", stream, name, err)
+		}
+	}
+}
+
+// A sink loses no message and sees none out of order while the server that leads
+// its stream and consumer dies, and another worker goes on where the first stood.
+func TestDurableKeepsOrderWhileTheLeaderDies(t *testing.T) {
+	t.Parallel()
+	s := bustest.Cluster(t, 3)
+	c, w := bus.Quick(s.Conn(t)), bus.Quick(s.Conn(t))
+	bustest.Provision(t, c, "prod", bustest.Replicas(3))
+	const n = 600
+	p := w.Publisher(bus.PublisherConfig{MaxPending: 1})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { // all the time
+		for i := range n {
+			if _, err := p.Publish(deadline(t), bus.Message{Subject: node(i), ID: fmt.Sprint(i), Data: make([]byte, 200)}); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	d := open(t, c, sinkConfig)
+	killed, replaced := -1, false
+	for last := uint64(0); last < n; {
+		batch, err := d.NextBatch(deadline(t), 20)
+		must(t, err)
+		for _, m := range batch {
+			if m.Seq != last+1 || m.ID() != fmt.Sprint(last) {
+				t.Fatalf("got %d (%s) after %d", m.Seq, m.ID(), last)
+			}
+			last = m.Seq
+		}
+		if last > 150 && killed < 0 {
+			killed = leaderOf(t, w, sinkConfig.Stream)
+			s.Kill(killed) // with a batch in hand
+		}
+		must(t, bus.AckAll(batch))
+		if last > 350 && !replaced {
+			replaced = true
+			must(t, bus.Raw(c).Flush())
+			d.Kill()
+			d = open(t, c, sinkConfig) // another worker; what the first acknowledged is acknowledged
+		}
+	}
+	for until := deadline(t); ; time.Sleep(5 * time.Millisecond) {
+		lag, err := d.Lag(until)
+		must(t, err)
+		if lag.Pending == 0 && lag.Position == n {
+			break
+		}
+	}
+}
+
+// A lease outlives the server that leads its bucket, has one holder all the time,
+// and comes free when its holder dies.
+func TestLeaseOutlivesTheLeader(t *testing.T) {
+	t.Parallel()
+	s := bustest.Cluster(t, 3)
+	a, b := bus.Quick(s.Conn(t)), bus.Quick(s.Conn(t))
+	bustest.Provision(t, a, "", bustest.Replicas(3))
+	key := bus.AggregatorLease("prod")
+	first, err := a.Hold(deadline(t), key, "first")
+	must(t, err)
+	s.Kill(leaderOf(t, b, "KV_"+bus.LeasesBucket))
+	if _, err := b.TryHold(deadline(t), key, "second"); !errors.Is(err, bus.ErrHeld) {
+		t.Fatalf("beside the holder: %v", err)
+	}
+	renewed := 0 // by the two that are left
+	for l, err := range b.WatchLeases(deadline(t), "aggregator.") {
+		must(t, err)
+		if l.Gone {
+			t.Fatalf("the lease ended: %+v", l)
+		}
+		if renewed++; renewed == 4 { // as it was, the end of what was, and two renewals
+			break
+		}
+	}
+	must(t, first.Err())
+	if _, err := b.TryHold(deadline(t), key, "second"); !errors.Is(err, bus.ErrHeld) {
+		t.Fatalf("beside the holder, later: %v", err)
+	}
+	first.Freeze()
+	second, err := b.Hold(deadline(t), key, "second")
+	must(t, err)
+	must(t, second.Release(deadline(t)))
+}

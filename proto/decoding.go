@@ -1,0 +1,506 @@
+package proto
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/vmihailenco/msgpack/v5"
+)
+
+// ErrSchema says that a message was written by a newer version whose format this one cannot read.
+var ErrSchema = errors.New("message has a newer schema; update this service before the ones that write")
+
+// ErrMalformed says that a message is not one of ours, or damaged.
+var ErrMalformed = errors.New("message is malformed")
+
+// maxInterned bounds the strings a decoder remembers; past it, it starts anew.
+const maxInterned = 1 << 17
+
+// Decoder reads messages. It reuses its memory from call to call, shares equal strings between
+// messages, and is not safe for concurrent use.
+//
+// All its errors wrap ErrSchema or ErrMalformed; it never panics, and it allocates in proportion
+// to what the message really holds.
+type Decoder struct {
+	zstd     *zstd.Decoder
+	mp       *msgpack.Decoder
+	r        bytes.Reader
+	data     []byte
+	body     []byte
+	interned map[string]string
+	strings  []string
+	labels   []Label
+
+	pendingBins int // bins of the block that rows has opened
+}
+
+// NewDecoder returns a decoder.
+func NewDecoder() *Decoder {
+	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxMemory(maxBodyBytes), zstd.WithDecodeAllCapLimit(true))
+	if err != nil {
+		panic(fmt.Sprintf("zstd refuses constant options: %v", err)) // cannot happen
+	}
+	d := &Decoder{zstd: z, interned: make(map[string]string)}
+	d.mp = msgpack.NewDecoder(&d.r)
+	return d
+}
+
+// Batch decodes into b, whose memory is reused. On error b's contents are undefined.
+func (d *Decoder) Batch(data []byte, b *Batch) error {
+	b.Reset()
+	return d.decode(data, typeBatch, "batch", func(n int) {
+		d.atLeast(n, 6)
+		b.Cluster, b.Node = d.name(), d.name()
+		b.Tick = Tick(d.int())
+		b.Resolution = d.duration()
+		b.Source = d.name()
+		b.Dropped = uint32(d.uint(1<<32 - 1)) //nolint:gosec // capped
+		d.skip(n - 6)
+	}, func() { d.table(&b.Table) })
+}
+
+// Rollup decodes into r, whose memory is reused. On error r's contents are undefined.
+func (d *Decoder) Rollup(data []byte, r *Rollup) error {
+	r.Reset()
+	return d.decode(data, typeRollup, "rollup", func(n int) { d.rollupHeader(n, r) }, func() { d.table(&r.Table) })
+}
+
+// RollupHeader decodes all of a rollup but its table, without decompressing it.
+func (d *Decoder) RollupHeader(data []byte, r *Rollup) error {
+	r.Reset()
+	return d.decode(data, typeRollup, "rollup", func(n int) { d.rollupHeader(n, r) }, nil)
+}
+
+// Inventory decodes into v.
+func (d *Decoder) Inventory(data []byte, v *Inventory) error {
+	*v = Inventory{}
+	return d.decode(data, typeInventory, "inventory", func(n int) {
+		d.atLeast(n, 7)
+		v.Cluster = d.name()
+		v.Subject = InventorySubject(d.uint(255)) //nolint:gosec // capped
+		v.Revision = d.uint(1<<64 - 1)
+		v.Part = uint32(d.uint(maxParts))  //nolint:gosec // capped
+		v.Parts = uint32(d.uint(maxParts)) //nolint:gosec // capped
+		v.Resolution = d.duration()
+		v.Grace = d.duration()
+		d.skip(n - 7)
+		if v.Parts == 0 || v.Part >= v.Parts {
+			d.fail("part %d of %d", v.Part, v.Parts)
+		}
+	}, func() {
+		n := d.arrayLen(maxColumns)
+		d.atLeast(n, 3)
+		for range d.arrayLen(maxInventory) {
+			n := d.arrayLen(maxColumns)
+			d.atLeast(n, 2)
+			v.Nodes = append(v.Nodes, InventoryNode{Name: d.name(), UID: d.name()})
+			d.skip(n - 2)
+		}
+		for range d.arrayLen(maxInventory) {
+			n := d.arrayLen(maxColumns)
+			d.atLeast(n, 3)
+			ns := InventoryNamespace{Name: d.name(), UID: d.name()}
+			for range d.arrayLen(maxColumns) / 2 {
+				ns.Labels = append(ns.Labels, Label{d.name(), d.name()})
+			}
+			v.Namespaces = append(v.Namespaces, ns)
+			d.skip(n - 3)
+		}
+		for range d.arrayLen(maxInventory) {
+			n := d.arrayLen(maxColumns)
+			d.atLeast(n, 5)
+			v.Owners = append(v.Owners, InventoryOwner{Namespace: d.name(), Object: Owner{d.name(), d.name()}, Owner: Owner{d.name(), d.name()}})
+			d.skip(n - 5)
+		}
+		d.skip(n - 3)
+	})
+}
+
+// Clock checks that data is a clock mark and returns its cluster.
+func (d *Decoder) Clock(data []byte) (cluster string, err error) {
+	err = d.decode(data, typeClock, "clock mark", func(n int) {
+		d.atLeast(n, 1)
+		cluster = d.name()
+		d.skip(n - 1)
+	}, nil)
+	return cluster, err
+}
+
+// malformed carries an error out of the recursive reading; it never leaves the package.
+type malformed struct{ err error }
+
+func (d *Decoder) fail(format string, args ...any) {
+	panic(malformed{fmt.Errorf("%w: "+format, append([]any{ErrMalformed}, args...)...)})
+}
+
+func (d *Decoder) check(err error) {
+	if err != nil {
+		d.fail("%v", err)
+	}
+}
+
+func (d *Decoder) decode(data []byte, kind uint64, what string, header func(n int), body func()) (err error) {
+	defer func() {
+		switch p := recover().(type) {
+		case nil:
+		case malformed:
+			err = fmt.Errorf("decode %s: %w", what, p.err)
+		default:
+			panic(p)
+		}
+	}()
+	if len(d.interned) > maxInterned {
+		clear(d.interned)
+	}
+	d.reset(data)
+	n := d.arrayLen(maxColumns)
+	d.atLeast(n, 5)
+	if schema := d.uint(1<<64 - 1); schema != Schema {
+		if schema == 0 {
+			d.fail("schema 0")
+		}
+		panic(malformed{fmt.Errorf("schema %d: %w", schema, ErrSchema)})
+	}
+	if k := d.uint(255); k != kind {
+		d.fail("type %d where %d was expected", k, kind)
+	}
+	header(d.arrayLen(maxColumns))
+	if body == nil {
+		return nil
+	}
+	size := d.uint(maxBodyBytes)
+	packed := d.bin()
+	if size > 1<<20+1024*uint64(len(packed)) {
+		d.fail("body of %d bytes packed into %d", size, len(packed))
+	}
+	d.body = slices.Grow(d.body[:0], int(size)) //nolint:gosec // capped
+	d.body = d.body[:0:size]
+	d.body, err = d.zstd.DecodeAll(packed, d.body)
+	d.check(err)
+	if uint64(len(d.body)) != size {
+		d.fail("body of %d bytes where %d were announced", len(d.body), size)
+	}
+	d.reset(d.body)
+	body()
+	return nil
+}
+
+func (d *Decoder) reset(data []byte) {
+	d.data = data
+	d.r.Reset(data)
+	d.mp.ResetReader(&d.r)
+}
+
+func (d *Decoder) rollupHeader(n int, r *Rollup) {
+	d.atLeast(n, 9)
+	r.Scope = Scope(d.uint(255)) //nolint:gosec // capped
+	r.Cluster, r.Name = d.name(), d.name()
+	r.Tick = Tick(d.int())
+	r.Resolution = d.duration()
+	r.Seq = d.uint(1<<64 - 1)
+	r.Source = d.name()
+	r.Dropped = uint32(d.uint(1<<32 - 1)) //nolint:gosec // capped
+	if m := d.arrayLen(maxColumns); m > 0 {
+		d.atLeast(m, 10)
+		t := &r.Totals
+		for _, p := range []*uint32{&t.Expected, &t.Reported, &t.StandIn, &t.StandIns} {
+			*p = uint32(d.uint(1<<32 - 1)) //nolint:gosec // capped
+		}
+		for range d.arrayLen(MaxMissing) {
+			t.Missing = append(t.Missing, d.name())
+		}
+		gap, err := d.mp.DecodeBool()
+		d.check(err)
+		t.Gap = gap
+		t.ResumeSeq = d.uint(1<<64 - 1)
+		t.InventorySeq = d.uint(1<<64 - 1)
+		t.StreamTime = d.int()
+		t.JumpEnd = d.int()
+		d.skip(m - 10)
+	}
+	d.skip(n - 9)
+}
+
+func (d *Decoder) table(t *Table) {
+	n := d.arrayLen(maxColumns)
+	d.atLeast(n, 7)
+	t.Scraped = d.int()
+
+	d.strings = append(d.strings[:0], "")
+	for range d.arrayLen(maxStrings) {
+		d.strings = append(d.strings, d.name())
+	}
+
+	rows := d.rows(maxEntities, 1+len(entityBins))
+	t.Entities = slices.Grow(t.Entities[:0], rows)[:rows]
+	d.labels = nil // handed out: entities keep slices of it
+	d.attributes(entityBins, t, rows)
+	for i := range t.Entities {
+		if e := &t.Entities[i]; e.Kind == KindContainer && (e.Parent < 0 || t.Entities[e.Parent].Kind != KindPod) {
+			d.fail("container %q belongs to no pod", e.Name)
+		}
+	}
+	d.columns(&t.Values, rows)
+
+	rows = d.rows(maxDevices, 1+len(deviceBins))
+	t.Devices = slices.Grow(t.Devices[:0], rows)[:rows]
+	d.attributes(deviceBins, t, rows)
+	d.columns(&t.DeviceValues, rows)
+	for i := 1; i < rows; i++ {
+		if t.Devices[i].Entity < t.Devices[i-1].Entity {
+			d.fail("devices are not ordered by entity")
+		}
+	}
+
+	for range d.arrayLen(maxExtras) {
+		m := d.arrayLen(maxColumns)
+		d.atLeast(m, 4)
+		entity := d.int()
+		if entity < 0 || entity >= int64(len(t.Entities)) || len(t.Extras) > 0 && int64(t.Extras[len(t.Extras)-1].Entity) > entity {
+			d.fail("extra value of entity %d", entity)
+		}
+		x := Extra{Entity: int32(entity), Name: d.strings[d.uint(uint64(len(d.strings)-1))]} //nolint:gosec // checked
+		flags := d.uint(1<<32 - 1)
+		x.Counter = flags&extraCounter != 0
+		x.Value = Value{bits: d.uint(1<<64 - 1), float: flags&extraFloat != 0}
+		d.skip(m - 4)
+		t.Extras = append(t.Extras, x)
+	}
+	d.skip(n - 7)
+}
+
+// rows reads the head of a block of attributes: how many rows, and leaves its bins to attributes.
+func (d *Decoder) rows(most, elements int) int {
+	n := d.arrayLen(maxColumns)
+	d.atLeast(n, elements)
+	rows := d.uint(uint64(most)) //nolint:gosec // constant
+	if rows > uint64(len(d.data)) {
+		d.fail("%d rows in %d bytes", rows, len(d.data)) // every row takes a byte at least
+	}
+	d.pendingBins = n - 1
+	return int(rows) //nolint:gosec // capped
+}
+
+func (d *Decoder) attributes(list []attribute, t *Table, rows int) {
+	for _, a := range list {
+		r := binReader{d: d, b: d.bin()}
+		for row := range rows {
+			a.read(&r, t, row)
+		}
+	}
+	d.skip(d.pendingBins - len(list))
+}
+
+func (d *Decoder) columns(c *Columns, rows int) {
+	c.Reset()
+	for range d.arrayLen(2*maxColumns) / 2 {
+		field := d.uint(1<<16 - 1)
+		b := d.bin()
+		if Field(field) < fieldSlots && field != 0 { //nolint:gosec // capped
+			d.column(c.column(Field(field)), b, rows) //nolint:gosec // capped
+		}
+	}
+}
+
+func (d *Decoder) column(col *Column, b []byte, rows int) {
+	if len(b) == 0 {
+		d.fail("column %d is empty", col.Field)
+	}
+	head := b[0]
+	b = b[1:]
+	u := head >> headUnitShift & headUnitMask
+	if int(u) >= len(columnUnits) {
+		d.fail("column %d has unit %d", col.Field, u)
+	}
+	unit := columnUnits[u]
+	words := (rows + 63) / 64
+	col.Values = slices.Grow(col.Values[:0], rows)[:rows]
+	col.Present = slices.Grow(col.Present[:0], words)[:words]
+	clear(col.Present)
+	if head&headBitmap == 0 {
+		for w := range col.Present {
+			col.Present[w] = 1<<64 - 1
+		}
+		if rest := rows % 64; rest > 0 {
+			col.Present[words-1] = 1<<rest - 1
+		}
+	} else {
+		size := (rows + 7) / 8
+		if len(b) < size {
+			d.fail("column %d: bitmap of %d bytes for %d rows", col.Field, len(b), rows)
+		}
+		for i, by := range b[:size] {
+			col.Present[i/8] |= uint64(by) << (i % 8 * 8)
+		}
+		if rest := rows % 64; rest > 0 {
+			col.Present[words-1] &= 1<<rest - 1
+		}
+		b = b[size:]
+	}
+	if head&headConstant != 0 {
+		v, n := binary.Varint(b)
+		if n <= 0 {
+			d.fail("column %d has no value", col.Field)
+		}
+		for row := range col.Values {
+			col.Values[row] = v * unit
+		}
+		return
+	}
+	last := int64(0)
+	full := head&headBitmap == 0
+	for row := range col.Values {
+		if !full && !col.Present.Has(row) {
+			col.Values[row] = 0
+			continue
+		}
+		if len(b) > 0 && b[0] < 0x80 { // most differences take one byte
+			last += int64(b[0]>>1) ^ -int64(b[0]&1)
+			b = b[1:]
+		} else {
+			delta, n := binary.Varint(b)
+			if n <= 0 {
+				d.fail("column %d ends at row %d of %d", col.Field, row, rows)
+			}
+			b = b[n:]
+			last += delta
+		}
+		col.Values[row] = last * unit
+	}
+}
+
+func (d *Decoder) atLeast(n, want int) {
+	if n < want {
+		d.fail("%d elements where %d are the least", n, want)
+	}
+}
+
+func (d *Decoder) skip(n int) {
+	for range n {
+		d.check(d.mp.Skip())
+	}
+}
+
+func (d *Decoder) arrayLen(most int) int {
+	n, err := d.mp.DecodeArrayLen()
+	d.check(err)
+	if n < 0 || n > most || n > d.r.Len() {
+		d.fail("array of %d elements in %d bytes, at most %d", n, d.r.Len(), most)
+	}
+	return n
+}
+
+func (d *Decoder) uint(most uint64) uint64 {
+	v, err := d.mp.DecodeUint64()
+	d.check(err)
+	if v > most {
+		d.fail("number %d, at most %d", v, most)
+	}
+	return v
+}
+
+func (d *Decoder) int() int64 {
+	v, err := d.mp.DecodeInt64()
+	d.check(err)
+	return v
+}
+
+func (d *Decoder) duration() time.Duration {
+	v := d.int()
+	if v < 0 || v > int64(maxResolution) {
+		d.fail("duration %d ns", v)
+	}
+	return time.Duration(v)
+}
+
+// bin returns a slice of the message itself.
+func (d *Decoder) bin() []byte {
+	n, err := d.mp.DecodeBytesLen()
+	d.check(err)
+	if n < 0 || n > d.r.Len() {
+		d.fail("%d bytes announced, %d left", n, d.r.Len())
+	}
+	from := len(d.data) - d.r.Len()
+	_, err = d.r.Seek(int64(n), 1)
+	d.check(err)
+	return d.data[from : from+n]
+}
+
+// name reads a short string and returns the one instance of it that this decoder hands out.
+func (d *Decoder) name() string {
+	b := d.bin()
+	if len(b) > maxStringBytes {
+		d.fail("string of %d bytes, at most %d", len(b), maxStringBytes)
+	}
+	s, ok := d.interned[string(b)]
+	if !ok {
+		s = string(b)
+		d.interned[s] = s
+	}
+	return s
+}
+
+// binReader reads the values of one attribute.
+type binReader struct {
+	d *Decoder
+	b []byte
+}
+
+func (r *binReader) byte() byte {
+	if len(r.b) == 0 {
+		r.d.fail("attribute ends early")
+	}
+	v := r.b[0]
+	r.b = r.b[1:]
+	return v
+}
+
+func (r *binReader) uvarint(most uint64) uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 || v > most {
+		r.d.fail("attribute ends early or is above %d", most)
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *binReader) varint() int64 {
+	v, n := binary.Varint(r.b)
+	if n <= 0 {
+		r.d.fail("attribute ends early")
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *binReader) index(i int64, below int) int64 {
+	if i < 0 || i >= int64(below) {
+		r.d.fail("row %d of %d", i, below)
+	}
+	return i
+}
+
+func (r *binReader) str() string { return r.d.strings[r.uvarint(uint64(len(r.d.strings)-1))] }
+
+func (r *binReader) labels() []Label {
+	n := int(r.uvarint(maxLabels)) //nolint:gosec // capped
+	if n == 0 {
+		return nil
+	}
+	if n > len(r.b)/2 || len(r.d.labels)+n > maxLabels {
+		r.d.fail("%d labels in %d bytes", n, len(r.b))
+	}
+	all := slices.Grow(r.d.labels, n)
+	from := len(all)
+	for range n {
+		all = append(all, Label{r.str(), r.str()})
+	}
+	r.d.labels = all
+	return all[from:len(all):len(all)]
+}

@@ -1,0 +1,436 @@
+package proto
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "renew golden files")
+
+func testRollup(scope Scope) *Rollup {
+	b := testBatch(5, 2, 2)
+	r := &Rollup{Scope: scope, Cluster: b.Cluster, Name: b.Node, Tick: b.Tick, Resolution: b.Resolution, Seq: 4711, Source: b.Source, Table: b.Table}
+	if scope == ScopeTotals {
+		r.Name = ""
+		r.Table = Table{}
+		r.AddEntity(Entity{Kind: KindCluster, Parent: -1})
+		r.Values.Set(0, CPUUsageRate.Field(), 12345)
+		r.Totals = Totals{Expected: 5, Reported: 3, StandIn: 1, StandIns: 7, Missing: []string{"n4", "n5"}, Gap: true, ResumeSeq: 1000, InventorySeq: 900, StreamTime: int64(b.Tick) + 12_000, JumpEnd: 3}
+	}
+	return r
+}
+
+func testInventory() *Inventory {
+	return &Inventory{Cluster: "prod", Subject: InventoryOwners, Revision: 1 << 60, Part: 1, Parts: 2, Resolution: 15 * time.Second, Grace: 12 * time.Second,
+		Nodes:      []InventoryNode{{"n1", "u1"}, {"n2", ""}},
+		Namespaces: []InventoryNamespace{{Name: "default", UID: "u3", Labels: []Label{{"a", "b"}}}},
+		Owners:     []InventoryOwner{{Namespace: "default", Object: Owner{"ReplicaSet", "web-1"}, Owner: Owner{"Deployment", "web"}}}}
+}
+
+func TestRollupAndInventorySurviveTheWire(t *testing.T) {
+	enc, dec := NewEncoder(), NewDecoder()
+	for _, scope := range []Scope{ScopeNode, ScopeTotals, ScopeNamespace} {
+		want := testRollup(scope)
+		data, err := enc.Rollup(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got, header Rollup
+		if err := dec.Rollup(data, &got); err != nil {
+			t.Fatal(err)
+		}
+		if err := dec.RollupHeader(data, &header); err != nil {
+			t.Fatal(err)
+		}
+		if d := tableDiff(&want.Table, &got.Table); d != "" {
+			t.Error(d)
+		}
+		got.Table, want.Table = Table{}, Table{}
+		ignoreTable := cmp.FilterPath(func(p cmp.Path) bool { return p.Last().String() == ".Table" }, cmp.Ignore())
+		if d := cmp.Diff(want, &got, ignoreTable); d != "" {
+			t.Error(d)
+		}
+		if d := cmp.Diff(want, &header, ignoreTable); d != "" {
+			t.Errorf("header alone: %s", d)
+		}
+	}
+	data, err := enc.Inventory(testInventory())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inv Inventory
+	if err := dec.Inventory(data, &inv); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(testInventory(), &inv); d != "" {
+		t.Error(d)
+	}
+	data, err = enc.Clock("prod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := dec.Clock(data); err != nil || c != "prod" {
+		t.Errorf("clock mark: %q, %v", c, err)
+	}
+}
+
+func TestEqualMessagesHaveEqualBytes(t *testing.T) {
+	used := NewEncoder()
+	if _, err := used.Batch(testBatch(9, 50, 3)); err != nil {
+		t.Fatal(err)
+	}
+	a, err := used.Batch(testBatch(1, 5, 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := NewEncoder().Batch(testBatch(1, 5, 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(a, b) {
+		t.Error("what an encoder wrote before shows in its next message")
+	}
+}
+
+// What a released version wrote must be readable for ever: these files are never renewed, only
+// joined by those of later schemas.
+func TestGoldenMessagesOfSchema1Decode(t *testing.T) {
+	enc := NewEncoder()
+	messages := map[string]func() ([]byte, error){
+		"batch":     func() ([]byte, error) { return enc.Batch(testBatch(5, 2, 2)) },
+		"node":      func() ([]byte, error) { return enc.Rollup(testRollup(ScopeNode)) },
+		"totals":    func() ([]byte, error) { return enc.Rollup(testRollup(ScopeTotals)) },
+		"inventory": func() ([]byte, error) { return enc.Inventory(testInventory()) },
+		"clock":     func() ([]byte, error) { return enc.Clock("prod") },
+	}
+	for name, encode := range messages {
+		path := filepath.Join("testdata", "schema1-"+name+".golden")
+		if *update {
+			data, err := encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(path); err == nil {
+				t.Logf("%s is released: kept", path)
+				continue
+			}
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	read := func(name string) []byte {
+		data, err := os.ReadFile(filepath.Join("testdata", "schema1-"+name+".golden"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	dec := NewDecoder()
+	var b Batch
+	if err := dec.Batch(read("batch"), &b); err != nil {
+		t.Fatal(err)
+	}
+	if d := tableDiff(&testBatch(5, 2, 2).Table, &b.Table); d != "" {
+		t.Error(d)
+	}
+	for _, scope := range []Scope{ScopeNode, ScopeTotals} {
+		var r Rollup
+		if err := dec.Rollup(read(map[Scope]string{ScopeNode: "node", ScopeTotals: "totals"}[scope]), &r); err != nil {
+			t.Fatal(err)
+		}
+		want := testRollup(scope)
+		if d := tableDiff(&want.Table, &r.Table) + cmp.Diff(want.Totals, r.Totals); d != "" || r.Seq != want.Seq || r.Tick != want.Tick {
+			t.Error(d)
+		}
+	}
+	var inv Inventory
+	if err := dec.Inventory(read("inventory"), &inv); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(testInventory(), &inv); d != "" {
+		t.Error(d)
+	}
+	if _, err := dec.Clock(read("clock")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReadersSkipWhatNewerWritersAdd(t *testing.T) {
+	enc := NewEncoder()
+	b := testBatch(2, 1, 1)
+	data, err := enc.message(typeBatch, func() {
+		e := enc
+		e.array(8) // two more than we know
+		e.str(b.Cluster)
+		e.str(b.Node)
+		e.int(int64(b.Tick))
+		e.int(int64(b.Resolution))
+		e.str(b.Source)
+		e.uint(0)
+		e.str("from the future")
+		e.array(1)
+		e.uint(7)
+	}, func() error {
+		if err := enc.table(&b.Table); err != nil {
+			return err
+		}
+		// one more element in the table, and one more column of an id that nobody knows
+		body := enc.body.Bytes()
+		body[0]++ // fixarray of 7 becomes 8
+		enc.str("new")
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got Batch
+	if err := NewDecoder().Batch(data, &got); err != nil {
+		t.Fatal(err)
+	}
+	if d := tableDiff(&b.Table, &got.Table); d != "" {
+		t.Error(d)
+	}
+	var c Columns
+	c.Set(0, fieldSlots+5, 1) // a field beyond this version's
+	if len(c.All()) != 0 {
+		t.Error("an unknown field was stored")
+	}
+}
+
+func TestNewerSchemaIsToldApartFromDamage(t *testing.T) {
+	data, err := NewEncoder().Batch(testBatch(2, 1, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := bytes.Clone(data)
+	newer[1] = 2 // [array 5, schema, …
+	var b Batch
+	if err := NewDecoder().Batch(newer, &b); !errors.Is(err, ErrSchema) {
+		t.Errorf("schema 2: %v", err)
+	}
+	var r Rollup
+	if err := NewDecoder().Rollup(data, &r); !errors.Is(err, ErrMalformed) {
+		t.Errorf("a batch read as rollup: %v", err)
+	}
+}
+
+func TestDecoderRefusesDamage(t *testing.T) {
+	whole, err := NewEncoder().Batch(testBatch(2, 3, 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dec := NewDecoder()
+	var b Batch
+	for n := range whole {
+		if err := dec.Batch(whole[:n], &b); !errors.Is(err, ErrMalformed) {
+			t.Fatalf("cut after %d bytes: %v", n, err)
+		}
+	}
+	for _, bad := range [][]byte{
+		{0xdd, 0xff, 0xff, 0xff, 0xff, 1},              // an array of 4 G elements
+		{0x95, 1, 1, 0xdd, 0x00, 0x10, 0x00, 0x00},     // a header of a million
+		[]byte("{\"node\":{}}"), {}, {0xc0}, {0x95, 0}, // JSON, nothing, nil, schema 0
+	} {
+		if err := dec.Batch(bad, &b); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%x: %v", bad, err)
+		}
+	}
+	if err := dec.Batch(whole, &b); err != nil {
+		t.Errorf("after all that damage: %v", err)
+	}
+}
+
+func TestBombsAreRefusedBeforeTheyGrow(t *testing.T) {
+	enc := NewEncoder()
+	bomb, err := enc.message(typeBatch, func() {
+		enc.array(6)
+		enc.str("c")
+		enc.str("n")
+		enc.int(0)
+		enc.int(0)
+		enc.str("")
+		enc.uint(0)
+	}, func() error {
+		enc.body.Write(make([]byte, 40<<20))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(bomb) > 1<<16 {
+		t.Fatalf("the bomb has %d bytes", len(bomb))
+	}
+	var before, after runtime.MemStats
+	dec := NewDecoder()
+	var b Batch
+	runtime.ReadMemStats(&before)
+	if err := dec.Batch(bomb, &b); !errors.Is(err, ErrMalformed) {
+		t.Errorf("bomb: %v", err)
+	}
+	runtime.ReadMemStats(&after)
+	if grown := after.TotalAlloc - before.TotalAlloc; grown > 8<<20 {
+		t.Errorf("%d bytes were allocated for a message of %d", grown, len(bomb))
+	}
+}
+
+func TestTooLargeBatchLosesVolumesThenInterfacesThenLabels(t *testing.T) {
+	many := func(labels int) *Batch {
+		b := testBatch(3, 200, 1)
+		pod := 4
+		for i := range 60_000 { // incompressible names
+			d := b.AddDevice(Device{Entity: int32(len(b.Entities) - 1), Kind: DeviceDisk, Name: "d"})
+			b.DeviceValues.Set(d, DiskRead.Field(), int64(i)*7919*104729%(1<<50))
+			b.DeviceValues.Set(d, DiskWrite.Field(), int64(i)*104729*15485863%(1<<50))
+		}
+		for i := range labels {
+			b.Entities[pod].Labels = append(b.Entities[pod].Labels, Label{fmt.Sprintf("k%x", uint64(i)*0x9E3779B97F4A7C15), fmt.Sprintf("%x", uint64(i)*0xD1B54A32D192ED03)})
+		}
+		return b
+	}
+	small, large := many(0), many(120_000)
+	if _, err := NewEncoder().Batch(small); err != nil || small.Dropped != 0 {
+		t.Fatalf("the small one: %v, dropped %d", err, small.Dropped)
+	}
+	data, err := NewEncoder().Batch(large)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(data) > MaxMessageBytes {
+		t.Errorf("%d bytes", len(data))
+	}
+	var got Batch
+	if err := NewDecoder().Batch(data, &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Dropped == 0 || got.Dropped != large.Dropped {
+		t.Errorf("dropped %d, told %d", large.Dropped, got.Dropped)
+	}
+	kinds := map[DeviceKind]int{}
+	for i := range got.Devices {
+		kinds[got.Devices[i].Kind]++
+		if d := &got.Devices[i]; strings.HasPrefix(d.Name, "Volume:") {
+			t.Fatal("a volume was kept")
+		}
+	}
+	if kinds[DeviceInterface] != 0 || kinds[DeviceFilesystem] == 0 || kinds[DeviceDisk] != 60_000 {
+		t.Errorf("kept %v", kinds)
+	}
+	if len(got.Entities) != len(large.Entities) {
+		t.Errorf("%d of %d entities", len(got.Entities), len(large.Entities))
+	}
+}
+
+func TestColumnsKeepEveryInteger(t *testing.T) {
+	for _, values := range [][]int64{
+		{0}, {1, 0, -1}, {math.MaxInt64, math.MinInt64, 0, math.MaxInt64}, {4096, 8192, 0}, {1e9, 2e9, 0, -3e9}, {1e3, 1e6, 1e9}, {-4096, 4097},
+	} {
+		for _, gaps := range []bool{false, true} {
+			var c Columns
+			for i, v := range values {
+				if !gaps || i%2 == 0 {
+					c.Set(i, CPUUsage.Field(), v)
+				}
+			}
+			col := c.Column(CPUUsage.Field())
+			bin := appendColumn(nil, col, len(values), col.Present.Count())
+			var back Columns
+			NewDecoder().column(back.column(CPUUsage.Field()), bin, len(values))
+			for i, v := range values {
+				got, ok := back.Get(i, CPUUsage.Field())
+				if want := !gaps || i%2 == 0; ok != want || ok && got != v {
+					t.Errorf("%v gaps=%v: row %d is %d, %v", values, gaps, i, got, ok)
+				}
+			}
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	files, err := filepath.Glob("testdata/schema1-*.golden")
+	if err != nil || len(files) == 0 {
+		f.Fatal("no golden messages", err)
+	}
+	for _, path := range files {
+		data, err := os.ReadFile(path) //nolint:gosec // a test's own file
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	dec, enc := NewDecoder(), NewEncoder()
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var b Batch
+		var r Rollup
+		var v Inventory
+		if dec.Batch(data, &b) == nil { // what decodes can be walked, and written again
+			walk(&b.Table)
+			if _, err := enc.Batch(&b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if dec.Rollup(data, &r) == nil {
+			walk(&r.Table)
+			if _, err := enc.Rollup(&r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = dec.Inventory(data, &v)
+		_, _ = dec.Clock(data)
+	})
+}
+
+// FuzzTable feeds the decoder bodies that are not hidden behind a checksum-like compression.
+func FuzzTable(f *testing.F) {
+	enc := NewEncoder()
+	for _, b := range []*Batch{testBatch(1, 0, 0), testBatch(5, 2, 2)} {
+		enc.body.Reset()
+		if err := enc.table(&b.Table); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(bytes.Clone(enc.body.Bytes()))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		data, err := enc.message(typeBatch, func() {
+			enc.array(6)
+			enc.str("c")
+			enc.str("n")
+			enc.int(1)
+			enc.int(1)
+			enc.str("s")
+			enc.uint(0)
+		}, func() error { enc.body.Write(body); return nil })
+		if err != nil {
+			return
+		}
+		var b Batch
+		if NewDecoder().Batch(data, &b) == nil {
+			walk(&b.Table)
+		}
+	})
+}
+
+func walk(t *Table) {
+	f := DefaultLabelFormat()
+	for row := range t.Entities {
+		_ = f.AppendEntityLabels(nil, t, row)
+		_ = AppendKey(nil, t, row)
+		for s := range t.Samples(row) {
+			_ = s.Value.String()
+		}
+	}
+	for i := range t.Devices {
+		_ = t.Devices[i].AppendLabels(nil)
+	}
+}

@@ -1,0 +1,240 @@
+package node
+
+import (
+	"cmp"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"unique"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/heapstream/heapstream/proto"
+)
+
+// Node is what we keep of a node.
+type Node struct {
+	Name, UID, Hostname, HostID string
+	Labels                      []proto.Label // sorted by key
+	Flags                       proto.Flags
+
+	Address string // where to reach its kubelet: see addressOf; "" where it has none
+	Port    int32  // status.daemonEndpoints.kubeletEndpoint; 0: not told
+
+	// Millicores and bytes.
+	CPUCapacity, MemoryCapacity, EphemeralCapacity          int64
+	CPUAllocatable, MemoryAllocatable, EphemeralAllocatable int64
+	Ephemeral                                               bool // both of its ephemeral values are told
+}
+
+// Pod is what we keep of a pod.
+type Pod struct {
+	Namespace, Name, UID string
+	KubeletUID           string // under which its kubelet knows a static pod; else ""
+	Node                 string
+	Phase                proto.Phase
+	Flags                proto.Flags
+	Owner                proto.Owner
+	Labels               []proto.Label // sorted by key
+	Started              int64         // status.startTime, Unix ns; 0: not yet
+	Containers           []Container   // init containers included
+}
+
+// Container is what we keep of a container.
+type Container struct {
+	Name, Image string
+	Flags       proto.Flags
+	Restarts    int64
+	Known       bool // there is a status of it, so Restarts is told
+	// Millicores and bytes, rounded up; zero where not given.
+	CPURequest, CPULimit, MemoryRequest, MemoryLimit, EphemeralRequest, EphemeralLimit int64
+	Extended                                                                           []Extended // sorted by name
+}
+
+// Extended is a request of a resource that has no metric of its own.
+type Extended struct {
+	Name  string // "nvidia.com/gpu/request"
+	Value int64
+}
+
+// intern makes equal strings share their bytes: labels, images and names repeat across pods.
+func intern(s string) string {
+	if s == "" {
+		return ""
+	}
+	return unique.Make(s).Value()
+}
+
+func labels(m map[string]string) []proto.Label {
+	if len(m) == 0 {
+		return nil
+	}
+	out := make([]proto.Label, 0, len(m))
+	for k, v := range m {
+		out = append(out, proto.Label{Key: intern(k), Value: intern(v)})
+	}
+	slices.SortFunc(out, func(a, b proto.Label) int { return cmp.Compare(a.Key, b.Key) })
+	return out
+}
+
+// FromNode keeps what we need of n. HostID is its externalID or, where that is empty, the value of
+// the annotation, if one is named.
+func FromNode(n *corev1.Node, hostIDAnnotation string) *Node {
+	k := &Node{Name: n.Name, UID: string(n.UID), Hostname: n.Name, HostID: n.Spec.DoNotUseExternalID, Labels: labels(n.Labels),
+		Address: addressOf(n), Port: n.Status.DaemonEndpoints.KubeletEndpoint.Port}
+	if k.HostID == "" && hostIDAnnotation != "" {
+		k.HostID = n.Annotations[hostIDAnnotation]
+	}
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeHostName && a.Address != "" {
+			k.Hostname = a.Address
+		}
+	}
+	if n.Spec.Unschedulable {
+		k.Flags |= proto.FlagUnschedulable
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
+			k.Flags |= proto.FlagNotReady
+		}
+	}
+	capacity, alloc := n.Status.Capacity, n.Status.Allocatable
+	k.CPUCapacity, k.CPUAllocatable = milli(capacity, corev1.ResourceCPU), milli(alloc, corev1.ResourceCPU)
+	k.MemoryCapacity, k.MemoryAllocatable = whole(capacity, corev1.ResourceMemory), whole(alloc, corev1.ResourceMemory)
+	_, inCapacity := capacity[corev1.ResourceEphemeralStorage]
+	_, inAlloc := alloc[corev1.ResourceEphemeralStorage]
+	if k.Ephemeral = inCapacity && inAlloc; k.Ephemeral {
+		k.EphemeralCapacity, k.EphemeralAllocatable = whole(capacity, corev1.ResourceEphemeralStorage), whole(alloc, corev1.ResourceEphemeralStorage)
+	}
+	return k
+}
+
+// addressOf is the last valid InternalIP, else the first valid ExternalIP.
+func addressOf(n *corev1.Node) (ip string) {
+	external := ""
+	for _, a := range n.Status.Addresses {
+		if a.Type != corev1.NodeInternalIP && a.Type != corev1.NodeExternalIP {
+			continue
+		}
+		s := strings.Trim(a.Address, "[]")
+		if _, err := netip.ParseAddr(s); err != nil || net.ParseIP(s) == nil && !strings.Contains(s, "%") {
+			continue
+		}
+		if a.Type == corev1.NodeInternalIP {
+			ip = s
+		} else if external == "" {
+			external = s
+		}
+	}
+	return cmp.Or(ip, external)
+}
+
+func milli(l corev1.ResourceList, name corev1.ResourceName) int64 {
+	q, ok := l[name]
+	if !ok {
+		return 0
+	}
+	return max(q.MilliValue(), 0)
+}
+
+func whole(l corev1.ResourceList, name corev1.ResourceName) int64 {
+	q, ok := l[name]
+	if !ok {
+		return 0
+	}
+	return value(&q)
+}
+
+func value(q *resource.Quantity) int64 { return max(q.Value(), 0) }
+
+// The annotations of static pods.
+const (
+	annotationMirror = corev1.MirrorPodAnnotationKey
+	annotationHash   = "kubernetes.io/config.hash"
+	annotationSource = "kubernetes.io/config.source"
+)
+
+// FromPod keeps what we need of p, as the API server or the kubelet's /pods gives it.
+func FromPod(p *corev1.Pod) *Pod {
+	k := &Pod{Namespace: intern(p.Namespace), Name: p.Name, UID: string(p.UID), Node: intern(p.Spec.NodeName), Labels: labels(p.Labels)}
+	if _, mirror := p.Annotations[annotationMirror]; mirror {
+		k.Flags |= proto.FlagMirror
+		k.KubeletUID = p.Annotations[annotationHash]
+	} else if source := p.Annotations[annotationSource]; source != "" && source != "api" {
+		k.Flags |= proto.FlagMirror // told by the kubelet itself: the API server's UID is not known here
+	}
+	if p.Spec.HostNetwork {
+		k.Flags |= proto.FlagHostNetwork
+	}
+	switch p.Status.Phase {
+	case corev1.PodPending:
+		k.Phase = proto.PhasePending
+	case corev1.PodRunning:
+		k.Phase = proto.PhaseRunning
+	case corev1.PodSucceeded:
+		k.Phase = proto.PhaseSucceeded
+	case corev1.PodFailed:
+		k.Phase = proto.PhaseFailed
+	}
+	k.Owner = Controller(p.OwnerReferences)
+	if p.Status.StartTime != nil && !p.Status.StartTime.IsZero() {
+		k.Started = p.Status.StartTime.UnixNano()
+	}
+	k.Containers = make([]Container, 0, len(p.Spec.InitContainers)+len(p.Spec.Containers))
+	for i := range p.Spec.InitContainers {
+		c := &p.Spec.InitContainers[i]
+		flag := proto.FlagInit
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			flag = proto.FlagSidecar
+		}
+		k.Containers = append(k.Containers, container(c, flag, p.Status.InitContainerStatuses))
+	}
+	for i := range p.Spec.Containers {
+		k.Containers = append(k.Containers, container(&p.Spec.Containers[i], 0, p.Status.ContainerStatuses))
+	}
+	return k
+}
+
+// Controller is the owner that controls an object; zero where there is none.
+func Controller(refs []metav1.OwnerReference) proto.Owner {
+	for i := range refs {
+		if refs[i].Controller != nil && *refs[i].Controller {
+			return proto.Owner{Kind: intern(refs[i].Kind), Name: intern(refs[i].Name)}
+		}
+	}
+	return proto.Owner{}
+}
+
+func container(c *corev1.Container, flags proto.Flags, statuses []corev1.ContainerStatus) Container {
+	k := Container{Name: intern(c.Name), Image: intern(c.Image), Flags: flags}
+	r, l := c.Resources.Requests, c.Resources.Limits
+	k.CPURequest, k.CPULimit = milli(r, corev1.ResourceCPU), milli(l, corev1.ResourceCPU)
+	k.MemoryRequest, k.MemoryLimit = whole(r, corev1.ResourceMemory), whole(l, corev1.ResourceMemory)
+	k.EphemeralRequest, k.EphemeralLimit = whole(r, corev1.ResourceEphemeralStorage), whole(l, corev1.ResourceEphemeralStorage)
+	for name, q := range r {
+		switch name {
+		case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage:
+			continue
+		}
+		k.Extended = append(k.Extended, Extended{Name: intern(string(name) + "/request"), Value: value(&q)})
+	}
+	slices.SortFunc(k.Extended, func(a, b Extended) int { return cmp.Compare(a.Name, b.Name) })
+	for i := range statuses {
+		s := &statuses[i]
+		if s.Name != c.Name {
+			continue
+		}
+		k.Known, k.Restarts = true, int64(s.RestartCount)
+		switch {
+		case s.State.Running != nil:
+			k.Flags |= proto.FlagRunning
+		case s.State.Terminated != nil,
+			s.State.Waiting != nil && s.LastTerminationState.Terminated != nil: // it is to be restarted
+			k.Flags |= proto.FlagTerminated
+		}
+	}
+	return k
+}

@@ -1,0 +1,46 @@
+package sinks
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/heapstream/heapstream/proto/daemon"
+	"github.com/heapstream/heapstream/sinks/influxdb"
+	"github.com/heapstream/heapstream/sinks/kafka"
+	"github.com/heapstream/heapstream/sinks/log"
+	"github.com/heapstream/heapstream/sinks/sink"
+)
+
+// kinds are the sinks there are, by key.
+var kinds = map[string]sink.Kind{
+	"influxdb": influxdb.Kind,
+	"kafka":    kafka.Kind,
+	"log":      log.Kind,
+	// Heapster's name for its own memory: the gateway is always there, and reads by itself.
+	"metric": {Key: "metric", Title: "Metric Sink"},
+}
+
+// notBuilt are the sinks that Heapster had and that are not built yet.
+var notBuilt = []string{
+	"elasticsearch", "gcm", "graphite", "hawkular", "honeycomb", "librato", "opentsdb", "riemann", "stackdriver", "statsd", "wavefront",
+}
+
+// kindOf is the sink of a key, or an error that says which ones there are.
+func kindOf(key string) (sink.Kind, error) {
+	if k, ok := kinds[key]; ok {
+		return k, nil
+	}
+	if slices.Contains(notBuilt, key) {
+		return sink.Kind{}, fmt.Errorf("sink %q is not built yet", key)
+	}
+	if key == "gcl" {
+		return sink.Kind{}, fmt.Errorf("sink %q takes events only, and is not built yet", key)
+	}
+	known := slices.Sorted(maps.Keys(kinds))
+	if near := daemon.Nearest(key, append(known, notBuilt...)); near != "" {
+		return sink.Kind{}, fmt.Errorf("sink not recognized: %q (did you mean %q?)", key, near)
+	}
+	return sink.Kind{}, fmt.Errorf("sink not recognized: %q; known are %s", key, strings.Join(known, ", "))
+}

@@ -1,0 +1,51 @@
+// Command sinks feeds databases and queues with the rollups of one or many clusters.
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spf13/pflag"
+
+	"github.com/heapstream/heapstream/proto/bus"
+	"github.com/heapstream/heapstream/proto/daemon"
+	"github.com/heapstream/heapstream/sinks"
+)
+
+func main() { daemon.Main(command()) }
+
+func command() *daemon.Command {
+	cfg, busCfg := sinks.DefaultConfig(), bus.DefaultConfig()
+	busCfg.Name = "sinks"
+	return &daemon.Command{
+		Name:  "sinks",
+		Short: "Feed databases and queues with rollups.",
+		Long: "Reads the rollups that the aggregator publishes and writes them to every --sink. Several processes may be\n" +
+			"started alike: each sink is fed by one of them, and another takes over where that one ends. A destination\n" +
+			"that is down is tried again for as long as it takes, and gets what it missed.\n\n" +
+			"An option that holds a secret can be read from a file (pw_file=PATH instead of pw=…), and $NAME in the value\n" +
+			"of --sink is replaced from the environment.",
+		Flags:    func(fs *pflag.FlagSet) { cfg.Flags(fs); busCfg.Flags(fs) },
+		Validate: func() error { return errors.Join(cfg.Validate(), busCfg.Validate(), some(cfg)) },
+		Run: func(ctx context.Context, d daemon.Deps) error {
+			conn, err := bus.Connect(ctx, busCfg, d.Log)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			s, err := sinks.New(cfg, sinks.Deps{Bus: conn, Log: d.Log, Registry: d.Registry, Health: d.Health, Out: d.Stdout})
+			if err != nil {
+				return err
+			}
+			return s.Run(ctx)
+		},
+	}
+}
+
+// some refuses a process that would have nothing to do.
+func some(cfg sinks.Config) error {
+	if len(cfg.Sinks) == 0 {
+		return errors.New("no --sink is given: name at least one, such as --sink=influxdb:http://host:8086")
+	}
+	return nil
+}

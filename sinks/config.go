@@ -1,0 +1,130 @@
+package sinks
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus"
+	"github.com/heapstream/heapstream/sinks/sink"
+)
+
+// Config is what an operator may choose.
+type Config struct {
+	Sinks    []string      // each KEY or KEY:URL, see sink.ParseTarget
+	Clusters []string      // whose rollups; every registered cluster where empty
+	Timeout  time.Duration // of one write, where a sink's own option does not say
+
+	LabelSeparator string   // joins key:value pairs in the label `labels`
+	IgnoreLabels   []string // Kubernetes label keys left out of `labels`
+	StoreLabels    []string // `label` or `newName=label`: Kubernetes labels that become labels of their own
+}
+
+// DefaultConfig is no sink, every cluster, labels as Heapster wrote them.
+func DefaultConfig() Config {
+	return Config{Timeout: 20 * time.Second, LabelSeparator: proto.DefaultLabelFormat().Separator}
+}
+
+// Flags registers the flags with their current values as defaults.
+func (c *Config) Flags(fs *pflag.FlagSet) {
+	c.SinkFlags(fs)
+	fs.StringSliceVar(&c.Clusters, "cluster", c.Clusters, "`cluster` to read; repeatable; every registered one if none is given")
+	fs.StringVar(&c.LabelSeparator, "label_separator", c.LabelSeparator, "`text` that joins key:value pairs in the label \"labels\"")
+	fs.StringSliceVar(&c.IgnoreLabels, "ignore_label", c.IgnoreLabels, "Kubernetes `label` to leave out of \"labels\"; repeatable")
+	fs.StringSliceVar(&c.StoreLabels, "store_label", c.StoreLabels, "Kubernetes `label` to store as a label of its own, or newName=label; repeatable")
+}
+
+// SinkFlags registers the flags that no other service has.
+func (c *Config) SinkFlags(fs *pflag.FlagSet) {
+	fs.StringArrayVar(&c.Sinks, "sink", c.Sinks, "where to write to: `KEY[:URL[?option=value&…]]`, such as influxdb:http://host:8086; repeatable")
+	fs.DurationVar(&c.Timeout, "sink_export_data_timeout", c.Timeout, "how long one write to a sink may take before it is tried again")
+}
+
+// Validate joins all complaints about the configuration, every option of every sink included. It reads
+// the files that options name.
+func (c *Config) Validate() error {
+	var errs []error
+	if _, err := c.parse(); err != nil {
+		errs = append(errs, err)
+	}
+	for _, cluster := range c.Clusters {
+		if err := bus.CheckCluster(cluster); err != nil {
+			errs = append(errs, fmt.Errorf("--cluster: %w", err))
+		}
+	}
+	if c.Timeout <= 0 {
+		errs = append(errs, fmt.Errorf("--sink-export-data-timeout is %s; it must be positive", c.Timeout))
+	}
+	if _, err := c.labels(); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// configured is one sink of the configuration.
+type configured struct {
+	kind   sink.Kind
+	target sink.Target
+}
+
+// parse reads the sinks' values. Two with one name would share one place in the stream.
+func (c *Config) parse() (all []configured, err error) {
+	var errs []error
+	named := map[string]bool{}
+	for _, value := range c.Sinks {
+		t, err := sink.ParseTarget(value)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("--sink: %w", err))
+			continue
+		}
+		k, err := kindOf(t.Key)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("--sink %s: %w", t, err))
+			continue
+		}
+		if err := try(k, t); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		name := t.Name(k)
+		if named[name] && k.New != nil {
+			errs = append(errs, fmt.Errorf("--sink %s: there are two sinks of the name %q, so both would get half: add the option name=… to one", t, name))
+			continue
+		}
+		named[name] = true
+		all = append(all, configured{k, t})
+	}
+	return all, errors.Join(errs...)
+}
+
+// try builds a sink to see whether its options are right, and throws it away: building opens nothing.
+func try(k sink.Kind, t sink.Target) error {
+	if k.New == nil {
+		return t.Options().Done()
+	}
+	s, err := k.New(t, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Timeout: time.Second, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	_, since := t.Since()
+	return errors.Join(since, bus.CheckName("sink", t.Name(k)), s.Close())
+}
+
+// labels is how Kubernetes labels become metric labels.
+func (c *Config) labels() (proto.LabelFormat, error) {
+	f := proto.LabelFormat{Separator: c.LabelSeparator, Ignore: c.IgnoreLabels, Store: map[string]string{}}
+	var errs []error
+	for _, s := range c.StoreLabels {
+		key, name, err := proto.ParseStoreLabel(s)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("--store-label: %w", err))
+			continue
+		}
+		f.Store[key] = name
+	}
+	return f, errors.Join(errs...)
+}

@@ -1,0 +1,524 @@
+// Package influxdb writes rollups to an InfluxDB 1.x, or to what speaks its line protocol
+// (VictoriaMetrics, InfluxDB 2 with its 1.x compatibility).
+//
+//	influxdb:[http://]host:port[?user=…&pw=…&db=…]
+//
+// One line a sample, names and tags as Heapster wrote them; batches of `batchsize` lines, `concurrency`
+// requests at once. The database, with a retention policy named "default", is created before the first
+// write and again when InfluxDB says that it is gone; a user that may not create it writes anyway.
+//
+// Guarantee: exactly once. A line written again overwrites itself, since series and timestamp are the
+// same; so every failure is answered by writing all of the batch again.
+//
+// Lines that InfluxDB refuses for good (another type of the field, a limit on series) are told apart
+// from the rest of their request by its answer, or by writing parts of it again, and reported as
+// refused; lines older than the retention policy are counted as late.
+//
+// Not here: when to try again (worker), which samples there are (sink.View).
+package influxdb
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/sinks/sink"
+)
+
+// Kind is the sink influxdb.
+var Kind = sink.Kind{Key: "influxdb", Title: "InfluxDB Sink", Identity: []string{"db"}, New: New}
+
+// policy is the retention policy that Heapster wrote to and dashboards read.
+const policy = "default"
+
+// retentions are the durations that InfluxDB understands.
+var retentions = regexp.MustCompile(`^(?i:0|inf|([0-9]{1,9}(ns|us|u|µ|ms|s|m|h|d|w))+)$`)
+
+// influx is one InfluxDB as seen by the worker of one cluster.
+type influx struct {
+	base       url.URL // scheme and host
+	user, pass string
+	db         string
+	retention  string // as given; "" leaves what is there
+	batch      int    // lines a request
+	parallel   int    // requests at once
+	agent      string
+	write      string // path and query of a write
+	client     *http.Client
+	log        *slog.Logger
+
+	enc     encoder
+	lines   lines
+	created bool // the database was there when last looked for; of the goroutine that calls Write
+}
+
+// New reads the options; see the package for what they do.
+func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
+	o := t.Options()
+	common := o.Common(d)
+	s := &influx{
+		user: o.String("user", "root"), pass: o.Secret("pw", "root"), db: o.String("db", "k8s"), retention: o.String("retention", "0"),
+		batch: o.Int("batchsize", 10000, 1), parallel: o.Int("concurrency", 1, 1),
+		agent: "heapstream/" + d.Version, log: d.Log,
+	}
+	s.enc = encoder{cluster: common.ClusterName, withFields: o.Bool("withfields", false)}
+	s.enc.view = sink.View{Labels: d.Labels, All: common.All}
+	if o.Bool("disable_counter_metrics", false) {
+		s.enc.view.Skip = hasRate
+	}
+	s.base = url.URL{Scheme: "http", Host: t.Host("8086")}
+	if s.base.Host == "" {
+		s.base.Host = "localhost:8086"
+	}
+	if o.Bool("secure", t.URL.Scheme == "https") {
+		s.base.Scheme = "https"
+	}
+	if !retentions.MatchString(s.retention) {
+		o.Complain("`retention` flag is %q: want a duration such as 30d, 2w3d or 0 for ever", s.retention)
+	}
+	if s.retention == "0" {
+		s.retention = ""
+	}
+	if s.parallel > 64 {
+		o.Complain("`concurrency` flag is %d: at most 64", s.parallel)
+	}
+	if t.URL.User != nil {
+		o.Warn("the user in the address is not used: give `user` and `pw`")
+	}
+	tlsConfig := o.TLS()
+	if err := o.Done(); err != nil {
+		return nil, err
+	}
+	for _, w := range o.Warnings() {
+		d.Log.Warn(w)
+	}
+	s.write = "/write?" + url.Values{"consistency": {""}, "db": {s.db}, "precision": {""}, "rp": {policy}}.Encode()
+	s.client = &http.Client{
+		Transport: &http.Transport{
+			Proxy: http.ProxyFromEnvironment, TLSClientConfig: tlsConfig,
+			MaxIdleConnsPerHost: s.parallel, MaxConnsPerHost: s.parallel, IdleConnTimeout: 90 * time.Second,
+			TLSHandshakeTimeout: 10 * time.Second, MaxResponseHeaderBytes: 64 << 10,
+		},
+		// A redirected POST would come out as a GET that succeeds and writes nothing.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return s, nil
+}
+
+// hasRate reports whether the metric is a counter that another metric is the rate of.
+func hasRate(m *proto.Metric) bool {
+	if m.Shape != proto.Counter {
+		return false
+	}
+	for _, other := range proto.Metrics() {
+		if other.Of == m.ID && (other.Formula == proto.FormulaMilli || other.Formula == proto.FormulaPerSecond) {
+			return true
+		}
+	}
+	return false
+}
+
+// Close drops idle connections.
+func (s *influx) Close() error {
+	s.client.CloseIdleConnections()
+	return nil
+}
+
+// Write writes a batch; see sink.Sink.
+func (s *influx) Write(ctx context.Context, batch []sink.Message) error {
+	s.lines.reset()
+	for i := range batch {
+		s.enc.encode(&s.lines, batch[i].Rollup, i)
+	}
+	if s.lines.len() == 0 {
+		return nil
+	}
+	for attempt := 0; ; attempt++ {
+		if !s.created {
+			if err := s.createDatabase(ctx); err != nil {
+				return err
+			}
+			s.created = true
+		}
+		err := s.writeLines(ctx)
+		if !errors.Is(err, errNoDatabase) || attempt > 0 {
+			return err
+		}
+		s.log.Info("database is gone, creating it again", "db", s.db)
+		s.created = false
+	}
+}
+
+// writeLines writes all lines, in chunks, some at once.
+func (s *influx) writeLines(ctx context.Context) error {
+	var (
+		loss   losses
+		wg     sync.WaitGroup
+		mu     sync.Mutex
+		failed error
+		slots  = make(chan struct{}, s.parallel)
+	)
+	stopped := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return failed != nil
+	}
+	for from := 0; from < s.lines.len() && !stopped(); from += s.batch {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			err := s.writeChunk(ctx, from, min(from+s.batch, s.lines.len()), &loss)
+			mu.Lock()
+			defer mu.Unlock()
+			if failed == nil {
+				failed = err
+			}
+		})
+	}
+	wg.Wait()
+	if errors.Is(failed, errNoDatabase) {
+		s.created = false
+		return failed
+	}
+	if len(loss.refused) > 0 || loss.late > 0 {
+		return &sink.Partial{Refused: loss.refused, Late: loss.late, Err: failed}
+	}
+	return failed
+}
+
+// losses are the lines of one Write that InfluxDB refused.
+type losses struct {
+	mu      sync.Mutex
+	refused []sink.Refused
+	late    int
+}
+
+func (l *losses) refuse(message, n int, part []byte, reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refused = append(l.refused, sink.Refused{Message: message, Samples: n, Part: string(part), Reason: reason})
+}
+
+func (l *losses) tooOld(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.late += n
+}
+
+// search is how many requests may be spent on finding out which lines of a chunk are refused.
+const search = 64
+
+func (s *influx) writeChunk(ctx context.Context, from, to int, loss *losses) error {
+	a, err := s.post(ctx, s.lines.span(from, to))
+	if err != nil || a.verdict == written {
+		return err
+	}
+	set := make([]int, to-from)
+	for i := range set {
+		set[i] = from + i
+	}
+	budget := search
+	return s.settle(ctx, set, a, loss, &budget)
+}
+
+// rewrite writes some lines again, to find out which of them are refused.
+func (s *influx) rewrite(ctx context.Context, set []int, loss *losses, budget *int) error {
+	if len(set) == 0 {
+		return nil
+	}
+	*budget--
+	var body []byte
+	for _, i := range set {
+		body = append(body, s.lines.span(i, i+1)...)
+	}
+	a, err := s.post(ctx, body)
+	if err != nil {
+		return err
+	}
+	return s.settle(ctx, set, a, loss, budget)
+}
+
+var (
+	namedMeasurement = regexp.MustCompile(`on measurement "((?:[^"\\]|\\.)*)"`)
+	droppedCount     = regexp.MustCompile(`dropped=(\d+)`)
+)
+
+// settle acts on the answer to a request with these lines. Lines of the set that were accepted are
+// written; writing them again on the way changes nothing.
+func (s *influx) settle(ctx context.Context, set []int, a answer, loss *losses, budget *int) error {
+	switch {
+	case a.verdict == written:
+		return nil
+	case a.verdict == late:
+		loss.tooOld(a.dropped)
+		return nil
+	case len(set) == 1 || a.verdict == refused && a.dropped == len(set):
+		for _, i := range set {
+			loss.refuse(s.lines.from[i], 1, s.lines.line(i), a.reason)
+		}
+		return nil
+	case *budget <= 0:
+		n := a.dropped
+		if n == 0 {
+			n = len(set)
+		}
+		loss.refuse(s.lines.from[set[0]], n, nil, a.reason+" (which of the lines was not found out)")
+		return nil
+	}
+	if m := namedMeasurement.FindStringSubmatch(a.reason); m != nil && a.verdict == refused {
+		prefix := append(appendMeasurement(nil, m[1]), ',')
+		named, rest := s.split(set, func(line []byte) bool { return bytes.HasPrefix(line, prefix) })
+		if len(named) > 0 && len(rest) > 0 {
+			if len(named) == a.dropped { // all of that measurement, so nothing of the rest
+				return s.settle(ctx, named, a, loss, budget)
+			}
+			if err := s.rewrite(ctx, named, loss, budget); err != nil {
+				return err
+			}
+			return s.rewrite(ctx, rest, loss, budget)
+		}
+	}
+	if strings.Contains(a.reason, "unable to parse") && a.verdict == refused {
+		named, rest := s.split(set, func(line []byte) bool { return strings.Contains(a.reason, string(line)) })
+		if len(named) > 0 {
+			for _, i := range named {
+				loss.refuse(s.lines.from[i], 1, s.lines.line(i), a.reason)
+			}
+			return s.rewrite(ctx, rest, loss, budget)
+		}
+	}
+	half := len(set) / 2
+	if err := s.rewrite(ctx, set[:half], loss, budget); err != nil {
+		return err
+	}
+	return s.rewrite(ctx, set[half:], loss, budget)
+}
+
+func (s *influx) split(set []int, is func(line []byte) bool) (yes, no []int) {
+	for _, i := range set {
+		if is(s.lines.line(i)) {
+			yes = append(yes, i)
+		} else {
+			no = append(no, i)
+		}
+	}
+	return yes, no
+}
+
+// verdict is what an answer means for the lines of its request.
+type verdict uint8
+
+const (
+	written  verdict = iota
+	late             // some are older than the retention policy keeps; the rest is written
+	refused          // some are refused for good; the rest is written, or not, as it may be
+	tooLarge         // the request is too large for the server
+)
+
+type answer struct {
+	verdict verdict
+	dropped int // as the server counts; 0 where it does not say
+	reason  string
+}
+
+// errNoDatabase says that the database or its retention policy is not there.
+var errNoDatabase = errors.New("database not found")
+
+// post writes a body of lines. An error is passing and means that nothing is known of any line.
+func (s *influx) post(ctx context.Context, body []byte) (answer, error) {
+	resp, said, err := s.do(ctx, s.write, body, "")
+	if err != nil {
+		return answer{}, err
+	}
+	reason := errorOf(said)
+	switch code := resp.StatusCode; {
+	case code == http.StatusNoContent:
+		return answer{}, nil
+	case code == http.StatusOK:
+		if len(bytes.TrimSpace(said)) > 0 && reason != "" || bytes.HasPrefix(bytes.TrimSpace(said), []byte("<")) {
+			return answer{}, fmt.Errorf("write to InfluxDB at %s: it answered 200 with %q, which is no InfluxDB's answer", s.base.Host, sink.Excerpt(said))
+		}
+		return answer{}, nil
+	case strings.Contains(reason, "database not found"), strings.Contains(reason, "retention policy not found"):
+		return answer{}, fmt.Errorf("write to InfluxDB at %s: %w: %s", s.base.Host, errNoDatabase, reason)
+	case code == http.StatusRequestEntityTooLarge:
+		return answer{verdict: tooLarge, reason: orStatus(reason, resp)}, nil
+	case code == http.StatusBadRequest && isJSON(said):
+		a := answer{verdict: refused, reason: reason}
+		if m := droppedCount.FindStringSubmatch(reason); m != nil {
+			a.dropped, _ = strconv.Atoi(m[1]) // digits; what does not fit is as good as not told
+		}
+		if strings.Contains(reason, "beyond retention policy") {
+			a.verdict = late
+		}
+		return a, nil
+	}
+	return answer{}, s.failure("write to", resp, reason)
+}
+
+// failure words an answer that is no success, as a passing error.
+func (s *influx) failure(what string, resp *http.Response, reason string) error {
+	err := fmt.Errorf("%s InfluxDB at %s: %s", what, s.base.Host, orStatus(reason, resp))
+	switch resp.StatusCode {
+	case http.StatusUnauthorized:
+		return fmt.Errorf("%w (check `user` and `pw`: user %q was refused)", err, s.user)
+	case http.StatusForbidden:
+		return fmt.Errorf("%w (user %q lacks a privilege on database %q)", err, s.user, s.db)
+	case http.StatusNotFound:
+		return fmt.Errorf("%w (is there an InfluxDB 1.x?)", err)
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return fmt.Errorf("%w (it redirects to %q: give that address)", err, clipLocation(resp.Header.Get("Location")))
+	}
+	if wait := sink.RetryAfterHeader(resp.Header, time.Now()); wait > 0 {
+		return sink.RetryAfter(wait, err)
+	}
+	return err
+}
+
+// clipLocation keeps what names the place, without a query that may repeat secrets.
+func clipLocation(s string) string {
+	s, _, _ = strings.Cut(s, "?")
+	return sink.Excerpt([]byte(s))
+}
+
+func orStatus(reason string, resp *http.Response) string {
+	if reason == "" {
+		return "status " + resp.Status
+	}
+	return reason + " (status " + strconv.Itoa(resp.StatusCode) + ")"
+}
+
+// do sends one POST and reads the answer's beginning.
+func (s *influx) do(ctx context.Context, path string, body []byte, contentType string) (*http.Response, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.base.String()+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, nil, fmt.Errorf("ask InfluxDB at %s: %w", s.base.Host, err)
+	}
+	req.Header.Set("User-Agent", s.agent)
+	req.Header.Set("Content-Type", contentType) // of lines: empty, as Heapster's
+	if s.user != "" {
+		req.SetBasicAuth(s.user, s.pass)
+	}
+	resp, err := s.client.Do(req)
+	if err != nil {
+		var u *url.Error
+		if errors.As(err, &u) {
+			err = u.Err // the rest repeats method and address
+		}
+		return nil, nil, sink.Reach("InfluxDB at "+s.base.Host, err)
+	}
+	defer resp.Body.Close()
+	said, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return nil, nil, sink.Reach("InfluxDB at "+s.base.Host, fmt.Errorf("read its answer: %w", err))
+	}
+	return resp, said, nil
+}
+
+func isJSON(said []byte) bool { return json.Valid(said) }
+
+// errorOf is the error in an answer's body, or the body's beginning where it is no JSON.
+func errorOf(said []byte) string {
+	if len(bytes.TrimSpace(said)) == 0 {
+		return ""
+	}
+	var body struct {
+		Error   string `json:"error"`
+		Results []struct {
+			Error string `json:"error"`
+		} `json:"results"`
+	}
+	if err := json.Unmarshal(said, &body); err != nil {
+		return sink.Excerpt(said)
+	}
+	if body.Error != "" {
+		return body.Error
+	}
+	for _, r := range body.Results {
+		if r.Error != "" {
+			return r.Error
+		}
+	}
+	return ""
+}
+
+// createDatabase makes the database and its retention policy be there.
+func (s *influx) createDatabase(ctx context.Context) error {
+	db, rp := quote(s.db), quote(policy)
+	with := ""
+	duration := "INF"
+	if s.retention != "" {
+		duration = strings.ToLower(s.retention)
+		with = "DURATION " + duration + " REPLICATION 1 "
+	}
+	err := s.query(ctx, "CREATE DATABASE "+db+" WITH "+with+"NAME "+rp)
+	if err == nil || errors.Is(err, errForbidden) {
+		return nil
+	}
+	if !errors.Is(err, errConflict) {
+		return err
+	}
+	// The database is there with another default policy, or with ours of another duration.
+	err = s.query(ctx, "CREATE RETENTION POLICY "+rp+" ON "+db+" DURATION "+duration+" REPLICATION 1")
+	if err == nil || errors.Is(err, errForbidden) {
+		return nil
+	}
+	if !errors.Is(err, errConflict) {
+		return err
+	}
+	if s.retention == "" {
+		return nil // there, with a duration that was chosen by somebody else
+	}
+	// The duration of shards follows: InfluxDB refuses one that is longer than the policy's.
+	if err := s.query(ctx, "ALTER RETENTION POLICY "+rp+" ON "+db+" DURATION "+duration+" SHARD DURATION 0s"); err != nil && !errors.Is(err, errForbidden) {
+		return err
+	}
+	return nil
+}
+
+var (
+	errForbidden = errors.New("not allowed")
+	errConflict  = errors.New("there already")
+)
+
+// query runs one statement.
+func (s *influx) query(ctx context.Context, statement string) error {
+	resp, said, err := s.do(ctx, "/query", []byte(url.Values{"q": {statement}}.Encode()), "application/x-www-form-urlencoded")
+	if err != nil {
+		return err
+	}
+	reason := errorOf(said)
+	switch {
+	case resp.StatusCode == http.StatusUnauthorized:
+		return s.failure("create database in", resp, reason)
+	case resp.StatusCode == http.StatusForbidden, strings.Contains(reason, "not authorized"), strings.Contains(reason, "requires admin privilege"):
+		s.log.Info("database cannot be created by this user, writing to it as it is", "db", s.db, "err", reason)
+		return errForbidden
+	case strings.Contains(reason, "already exists"), strings.Contains(reason, "conflicts with an existing policy"):
+		return errConflict
+	case resp.StatusCode != http.StatusOK:
+		return s.failure("create database in", resp, reason)
+	case !isJSON(said):
+		return fmt.Errorf("create database in InfluxDB at %s: it answered %q, which is no InfluxDB's answer", s.base.Host, sink.Excerpt(said))
+	case reason != "":
+		return fmt.Errorf("create database %q in InfluxDB at %s: %s", s.db, s.base.Host, reason)
+	}
+	return nil
+}
+
+// quote makes an identifier of a query.
+func quote(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(s) + `"`
+}

@@ -1,0 +1,164 @@
+package kafka
+
+import (
+	"encoding/json"
+	"math"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/sinks/sink"
+)
+
+// record is one Kafka message before it is sent; its parts lie in the encoder's memory.
+type record struct {
+	message    int // index in the batch
+	key, value span
+	id         string // of the rollup; the header `id` adds the number within it
+	number     int    // of the sample within its rollup; -1: the whole of it
+}
+
+// span is a piece of the encoder's text.
+type span struct{ from, to int }
+
+// encoder makes records of rollups. Memory grows to that of the largest batch and is reused.
+type encoder struct {
+	view    sink.View
+	cluster string // label cluster_name, where the operator gave one: Heapster had none here
+	whole   bool   // format=msgpack: the rollup as it travelled
+
+	text    []byte
+	records []record
+	tags    []byte // of the present entity, or of its present device: the JSON of MetricsTags
+	at      []byte // of the present rollup: the JSON of its time
+	device  []proto.Label
+	merged  []proto.Label
+}
+
+func (e *encoder) reset() { e.text, e.records = e.text[:0], e.records[:0] }
+
+func (e *encoder) bytes(s span) []byte { return e.text[s.from:s.to] }
+
+// encode appends the records of one rollup, which is message i of its batch. The key keeps what is of
+// one node, or one namespace, in one partition and so in order.
+func (e *encoder) encode(m *sink.Message, i int) {
+	r := m.Rollup
+	key := span{from: len(e.text)}
+	e.text = append(e.text, r.Cluster...)
+	if r.Name != "" {
+		e.text = append(append(e.text, '/'), r.Name...)
+	}
+	key.to = len(e.text)
+	if e.whole {
+		value := span{from: len(e.text)}
+		e.text = append(e.text, m.Data...)
+		value.to = len(e.text)
+		e.records = append(e.records, record{message: i, key: key, value: value, id: m.ID, number: -1})
+		return
+	}
+	e.at = r.Tick.Time().AppendFormat(append(e.at[:0], '"'), time.RFC3339Nano)
+	e.at = append(e.at, '"')
+	number := 0
+	for entity := range e.view.Entities(r) {
+		var device *proto.Device
+		e.tags = e.appendTags(e.tags[:0], entity.Labels, nil)
+		for s := range entity.Samples {
+			if s.Device != device {
+				device = s.Device
+				e.device = e.device[:0]
+				if device != nil {
+					e.device = e.view.AppendDeviceLabels(e.device, device)
+				}
+				e.tags = e.appendTags(e.tags[:0], entity.Labels, e.device)
+			}
+			value := span{from: len(e.text)}
+			e.text = e.appendSample(e.text, s)
+			value.to = len(e.text)
+			e.records = append(e.records, record{message: i, key: key, value: value, id: m.ID, number: number})
+			number++
+		}
+	}
+}
+
+// appendSample appends a sample in Heapster's form and order of fields.
+func (e *encoder) appendSample(dst []byte, s *proto.Sample) []byte {
+	dst = append(dst, `{"MetricsName":`...)
+	dst = appendString(dst, s.Name)
+	dst = append(dst, `,"MetricsValue":{"value":`...)
+	dst = appendNumber(dst, s.Value)
+	dst = append(dst, `},"MetricsTimestamp":`...)
+	dst = append(dst, e.at...)
+	dst = append(dst, `,"MetricsTags":`...)
+	dst = append(dst, e.tags...)
+	return append(dst, '}')
+}
+
+// appendTags appends labels as a JSON object with sorted keys: the entity's, the device's over them, and
+// cluster_name over all.
+func (e *encoder) appendTags(dst []byte, labels, device []proto.Label) []byte {
+	e.merged = e.merged[:0]
+	if e.cluster != "" {
+		e.merged = append(e.merged, proto.Label{Key: proto.LabelClusterName, Value: e.cluster})
+	}
+	for _, l := range device {
+		e.merged = insert(e.merged, l)
+	}
+	for _, l := range labels {
+		e.merged = insert(e.merged, l)
+	}
+	dst = append(dst, '{')
+	for i, l := range e.merged {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendString(dst, l.Key)
+		dst = append(dst, ':')
+		dst = appendString(dst, l.Value)
+	}
+	return append(dst, '}')
+}
+
+// insert puts a label in its place unless there is one of that key.
+func insert(labels []proto.Label, l proto.Label) []proto.Label {
+	i := len(labels)
+	for i > 0 && labels[i-1].Key >= l.Key {
+		if i--; labels[i].Key == l.Key {
+			return labels
+		}
+	}
+	labels = append(labels, l)
+	copy(labels[i+1:], labels[i:])
+	labels[i] = l
+	return labels
+}
+
+// appendString appends a JSON string as encoding/json writes it, HTML characters escaped.
+func appendString(dst []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' || c == 0x7f {
+			b, err := json.Marshal(s)
+			if err != nil {
+				return append(dst, `""`...) // a string always can be written
+			}
+			return append(dst, b...)
+		}
+	}
+	dst = append(dst, '"')
+	dst = append(dst, s...)
+	return append(dst, '"')
+}
+
+// appendNumber appends a JSON number as encoding/json writes it.
+func appendNumber(dst []byte, v proto.Value) []byte {
+	if !v.IsFloat() {
+		return strconv.AppendInt(dst, v.Int64(), 10)
+	}
+	f := v.Float64()
+	if a := math.Abs(f); a != 0 && (a < 1e-6 || a >= 1e21) {
+		if b, err := json.Marshal(f); err == nil {
+			return append(dst, b...)
+		}
+	}
+	return strconv.AppendFloat(dst, f, 'f', -1, 64)
+}

@@ -1,0 +1,75 @@
+// Package sink is the contract between the worker that reads ROLLUPS and the destinations that rollups
+// are written to.
+//
+// A [Kind] makes a [Sink] from a [Target], the parsed value of one --sink. The worker hands it the
+// rollups of one cluster in stream order and acts on what Write returns: nothing (written), an error
+// (try the same again later), [RetryAfter] (not before), [Permanent] (never), or a [Partial] (some of
+// it never). [Options] reads a target's options, so that every sink says the same things about a wrong
+// one; [View] turns rollups into labelled samples, so that an encoder only formats.
+//
+// Nothing here keeps state.
+//
+// Not here: reading, retrying and giving up (worker), what each destination wants to hear (a package
+// each), the contract as tests (sinktest).
+package sink
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/heapstream/heapstream/proto"
+)
+
+// Sink is a destination of rollups. Its methods are called by one goroutine.
+type Sink interface {
+	// Write writes a batch and returns nil once the destination has it: an answer was read that says so.
+	//
+	// What it may assume: the messages are of one cluster and in stream order, so each series comes in
+	// the order of time; ctx has a deadline, the sink's timeout; the batch with everything in it is the
+	// worker's, holds still until Write returns, and must be neither altered nor kept.
+	//
+	// What it must expect: any message may come again, the same bytes under the same ID, after an error,
+	// after this process was killed between the effect and the acknowledgement, or when an operator
+	// rewinds. After an error that is passing, the next Write begins with the same messages in the same
+	// order, so a sink may go on where it stopped, and must not write anything later before.
+	//
+	// A sink does not wait between attempts by itself: it returns the error and is called again.
+	Write(ctx context.Context, batch []Message) error
+
+	// Close lets go of connections. It may interrupt nothing, since no Write is under way.
+	Close() error
+}
+
+// Message is one rollup as it came.
+type Message struct {
+	*proto.Rollup
+
+	ID   string // the same at every delivery: <cluster>/<scope>[/<name>]/<tick>
+	Data []byte // the encoded rollup, which proto.Decoder reads
+}
+
+// Kind is a sort of destination.
+type Kind struct {
+	Key   string // in --sink, before the first colon
+	Title string // as Heapster named it in its logs and telemetry
+
+	// Identity names the options that, beside the address, say which destination is meant. They make the
+	// name of the sink, by which its position is kept; all other options may change without losing it.
+	Identity []string
+
+	// New checks the target's options and builds the sink. It opens nothing, starts nothing and does not
+	// block: a destination that is down at start is found out by the first Write.
+	New func(Target, Deps) (Sink, error)
+}
+
+// Deps is what a sink gets from the program.
+type Deps struct {
+	Cluster string            // whose rollups it will be given
+	Labels  proto.LabelFormat // how Kubernetes labels become metric labels
+	Timeout time.Duration     // how long one Write may take, where the target's options do not say
+	Version string            // of heapstream, for user agents
+	Log     *slog.Logger      // knows which sink it is; for changes of state, never per sample
+	Out     io.Writer         // where the log sink writes
+}

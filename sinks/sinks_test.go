@@ -1,0 +1,135 @@
+package sinks
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/pflag"
+	"go.uber.org/goleak"
+
+	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
+	"github.com/heapstream/heapstream/proto/daemon"
+	"github.com/heapstream/heapstream/sinks/sinktest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestConfigurationIsCheckedWhole(t *testing.T) {
+	check := func(change func(*Config), complaints ...string) {
+		t.Helper()
+		cfg := DefaultConfig()
+		change(&cfg)
+		err := cfg.Validate()
+		if err == nil {
+			_, err = New(cfg, Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
+		}
+		if len(complaints) == 0 && err != nil {
+			t.Errorf("%v is refused: %v", cfg.Sinks, err)
+		}
+		for _, want := range complaints {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v: got %v, want %q", cfg.Sinks, err, want)
+			}
+		}
+	}
+	sinks := func(values ...string) func(*Config) { return func(c *Config) { c.Sinks = values } }
+	check(sinks())
+	check(sinks("log", "metric", "influxdb:http://h:1", "influxdb:http://g:1", "kafka:?brokers=h:1"))
+	check(sinks("influxdb:http://h:1?db=a", "influxdb:http://h:1?db=b"))
+	check(sinks("influxdb:http://h:1", "influxdb:http://h:1?name=second"))
+	check(sinks("influxdb:http://h:1", "influxdb:https://h:1?user=other"), "two sinks of the name", "add the option name=")
+	check(sinks("graphite:tcp://h:1"), `sink "graphite" is not built yet`)
+	check(sinks("gcl"), "takes events only")
+	check(sinks("influx:http://h:1"), `did you mean "influxdb"?`)
+	check(sinks("qqqqqqqqqq"), "sink not recognized", "known are influxdb, kafka, log")
+	check(sinks("kafka", "influxdb:?conurrency=1&pw=hunter2"), "There is no broker", "did you mean `concurrency`?")
+	check(func(c *Config) { c.Timeout, c.Clusters, c.StoreLabels = 0, []string{""}, []string{"="} },
+		"--sink-export-data-timeout is 0s", "--cluster: cluster name is empty", "--store-label")
+}
+
+func TestNoSecretIsRepeated(t *testing.T) {
+	for _, value := range []string{"influxdb:?pw=hunter2&concurrency=0", "influx:?pw=hunter2", "influxdb:10.0.0.1:1?pw=hunter2", ":?pw=hunter2", "kafka:?password=hunter2&user=u"} {
+		cfg := DefaultConfig()
+		cfg.Sinks = []string{value}
+		_, err := New(cfg, Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
+		if err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", value, err)
+		}
+	}
+}
+
+func TestFlagsAreHeapsters(t *testing.T) {
+	cfg := DefaultConfig()
+	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+	cfg.Flags(fs)
+	err := fs.Parse([]string{"--sink=kafka:?brokers=a:1,b:2", "--sink", "log", "--sink_export_data_timeout=3s", "--label_separator=;", "--ignore_label=a,b", "--store_label=x=y", "--cluster=c"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(cfg.Sinks) != 2 || cfg.Sinks[0] != "kafka:?brokers=a:1,b:2" || cfg.Timeout != 3*time.Second || len(cfg.IgnoreLabels) != 2 {
+		t.Fatalf("%+v", cfg)
+	}
+	f, err := cfg.labels()
+	if err != nil || f.Separator != ";" || f.Store["y"] != "x" {
+		t.Fatalf("%+v, %v", f, err)
+	}
+}
+
+// TestOneSinkDownDelaysNoOther runs a sink that works beside one that nobody answers.
+func TestOneSinkDownDelaysNoOther(t *testing.T) {
+	conn := bustest.Start(t).Conn(t)
+	bustest.Provision(t, conn, "default")
+	if err := conn.Register(t.Context(), "default", bus.ClusterInfo{UID: "u", Resolution: 15 * time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	pr, pw := io.Pipe()
+	cfg := DefaultConfig()
+	cfg.Sinks = []string{"influxdb:http://127.0.0.1:1?timeout=1s", "log"}
+	health := daemon.NewHealth()
+	s, err := New(cfg, Deps{Bus: conn, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(), Health: health, Out: pw})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := s.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	defer wg.Wait()
+	defer cancel()
+	defer pr.Close()
+	for n := range 3 {
+		r := sinktest.Node("node-1", 1, 1, n)
+		data, err := proto.NewEncoder().Rollup(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Publisher(bus.PublisherConfig{}).Publish(ctx, bus.Message{Subject: bus.NodeRollupSubject("default", "node-1"), Data: data}); err != nil {
+			t.Fatal(err)
+		}
+		var text strings.Builder
+		for buf := make([]byte, 64<<10); !strings.Contains(text.String(), "MetricSet: node:node-1/container:runtime"); {
+			n, err := pr.Read(buf)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text.Write(buf[:n])
+		}
+		if want := "DataBatch     Timestamp: " + r.Tick.Time().String(); !strings.Contains(text.String(), want) {
+			t.Fatalf("log sink wrote %.200s, want %q", text.String(), want)
+		}
+	}
+	if err := health.Check(); err != nil {
+		t.Fatalf("not ready: %v", err)
+	}
+}

@@ -1,0 +1,465 @@
+// Package sinktest is the contract of package sink as a test suite: every sink runs it against a
+// destination that can be made to misbehave.
+//
+// [Suite.Run] publishes rollups to a real bus, feeds the sink with a real worker, and counts what the
+// destination holds in the end against what went in: nothing may be missing, and nothing doubled where
+// the sink's guarantee says so. [Suite.Main] is for TestMain: it watches for leaked goroutines, and is the
+// child process that is killed in the middle of its work.
+//
+// [Oracle] and [Node] make rollups for tests of encoders and benchmarks.
+//
+// Not here: what each destination is like (a fake, or a real server, beside each sink's tests).
+package sinktest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
+	"github.com/heapstream/heapstream/sinks/sink"
+	"github.com/heapstream/heapstream/sinks/worker"
+)
+
+// Mood is how a destination behaves.
+type Mood int
+
+// The moods.
+const (
+	OK          Mood = iota
+	Slow             // takes its time, within the timeout
+	Stalled          // takes requests and does not answer
+	Down             // nobody answers
+	Failing          // says that something is wrong with itself at the moment
+	Refusing         // refuses whatever comes, for good
+	HalfRefuses      // refuses, for good, the samples of Refused, and takes the rest
+	HangsUp          // takes a request, and closes the connection without a word
+	Garbage          // answers nonsense
+)
+
+var moods = [...]string{"ok", "slow", "stalled", "down", "failing", "refusing", "half refusing", "hanging up", "garbage"}
+
+// String names the mood for a subtest.
+func (m Mood) String() string { return moods[m] }
+
+// Refused is the metric whose samples a destination refuses in the mood HalfRefuses.
+const Refused = "memory/usage"
+
+// Reach is how a sink is told to reach its destination.
+type Reach struct {
+	TLS        bool // the destination speaks TLS
+	Untrusted  bool // the sink is not told whose certificates to trust
+	Login      bool // the destination wants a login
+	WrongLogin bool // and the sink has a wrong one
+}
+
+// Backend is a destination under control of the test.
+type Backend interface {
+	// Target is the value of --sink that reaches it, with a timeout below a second where the mood is one
+	// without answers.
+	Target(Reach) string
+	// Behave changes the mood. It returns when the new one is in force.
+	Behave(Mood)
+	// Holds is what it holds now: how many of each sample, named by anything that tells samples apart.
+	// Where the destination overwrites or drops what it has already, so must Holds.
+	Holds() map[string]int
+}
+
+// Suite is one sink's contract.
+type Suite struct {
+	Kind sink.Kind
+	// Start starts a destination, gone with the test, that speaks TLS or wants a login as asked.
+	Start func(t *testing.T, r Reach) Backend
+	// Named are the samples of a rollup, named as Holds does.
+	Names func(tb testing.TB, r *proto.Rollup) []string
+	// Once says that nothing is doubled, whatever happens; else only failures may double.
+	Once bool
+	// Moods that such a destination cannot have.
+	Without []Mood
+	// NoTLS and NoLogin say that there is no such thing.
+	NoTLS, NoLogin bool
+}
+
+// Environment of the child process.
+const (
+	childBus    = "HEAPSTREAM_SINKTEST_BUS"
+	childTarget = "HEAPSTREAM_SINKTEST_TARGET"
+)
+
+// Main runs a package's tests; call it from TestMain.
+func (s *Suite) Main(m *testing.M, ignore ...goleak.Option) {
+	if os.Getenv(childBus) != "" {
+		if err := s.child(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m, ignore...)
+}
+
+// child feeds the sink until it is killed.
+func (s *Suite) child() error {
+	ctx := context.Background()
+	cfg := bus.DefaultConfig()
+	cfg.URLs = []string{os.Getenv(childBus)}
+	conn, err := bus.Connect(ctx, cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	w, err := s.worker(conn, os.Getenv(childTarget), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		return err
+	}
+	return w.Run(ctx)
+}
+
+const cluster = "default"
+
+// quick is a retry policy for tests.
+var quick = worker.Retry{First: 5 * time.Millisecond, Most: 40 * time.Millisecond}
+
+func (s *Suite) worker(conn *bus.Conn, target string, log *slog.Logger, registry *prometheus.Registry) (*worker.Worker, error) {
+	t, err := sink.ParseTarget(target)
+	if err != nil {
+		return nil, err
+	}
+	return worker.New(worker.Config{
+		Name: "contract", Kind: s.Kind, Target: t, Clusters: []string{cluster}, Owner: "test",
+		SinkDeps: sink.Deps{Labels: proto.DefaultLabelFormat(), Timeout: time.Second, Version: "test"},
+		Retry:    quick, Batch: 4, Grace: 100 * time.Millisecond, Check: 10 * time.Millisecond,
+	}, worker.Deps{Bus: conn, Log: log, Telemetry: worker.NewTelemetry(registry)})
+}
+
+// Run runs the contract.
+func (s *Suite) Run(t *testing.T) {
+	for m := OK; m <= Garbage; m++ {
+		if slices.Contains(s.Without, m) {
+			continue
+		}
+		t.Run(m.String(), func(t *testing.T) {
+			t.Parallel()
+			s.mood(t, m)
+		})
+	}
+	if !s.NoTLS {
+		t.Run("certificate not trusted", func(t *testing.T) {
+			t.Parallel()
+			s.wrong(t, Reach{TLS: true, Untrusted: true}, Reach{TLS: true}, "certificate")
+		})
+	}
+	if !s.NoLogin {
+		t.Run("credentials wrong", func(t *testing.T) {
+			t.Parallel()
+			s.wrong(t, Reach{Login: true, WrongLogin: true}, Reach{Login: true}, "check `user`")
+		})
+	}
+	t.Run("stopped in the middle", s.stopped)
+	t.Run("killed in the middle", s.killed)
+}
+
+// stage is a bus with rollups on it, and a destination.
+type stage struct {
+	t       *testing.T
+	s       *Suite
+	conn    *bus.Conn
+	server  *bustest.Server
+	backend Backend
+	in      map[string]int // names of all samples published
+	refused map[string]int // those of the metric Refused
+	rollups int
+	log     recorder
+
+	registry *prometheus.Registry // of the worker that was started last
+}
+
+func (s *Suite) stage(t *testing.T, ticks int, r Reach, opts ...bustest.Option) *stage {
+	t.Helper()
+	st := &stage{t: t, s: s, server: bustest.Start(t, opts...), in: map[string]int{}, refused: map[string]int{}}
+	st.conn = st.server.Conn(t)
+	bustest.Provision(t, st.conn, cluster)
+	enc, pub := proto.NewEncoder(), st.conn.Publisher(bus.PublisherConfig{})
+	for n := range ticks {
+		for _, node := range []string{"node-1", "node-2.example.com"} {
+			st.publish(enc, pub, Node(node, 2, 1, n))
+		}
+		ns := &proto.Rollup{Scope: proto.ScopeNamespace, Cluster: cluster, Name: "team-00", Tick: Node("", 0, 0, n).Tick, Resolution: 15 * time.Second}
+		row := ns.AddEntity(proto.Entity{Kind: proto.KindNamespace, Parent: -1, Name: "team-00"})
+		ns.Values.Set(row, proto.CPUUsageRate.Field(), int64(n))
+		st.publish(enc, pub, ns)
+		totals := &proto.Rollup{Scope: proto.ScopeTotals, Cluster: cluster, Tick: ns.Tick, Resolution: ns.Resolution}
+		row = totals.AddEntity(proto.Entity{Kind: proto.KindCluster, Parent: -1})
+		totals.Values.Set(row, proto.MemoryUsage.Field(), int64(n))
+		st.publish(enc, pub, totals)
+	}
+	st.backend = s.Start(t, r)
+	return st
+}
+
+func (st *stage) publish(enc *proto.Encoder, pub *bus.Publisher, r *proto.Rollup) {
+	st.t.Helper()
+	data, err := enc.Rollup(r)
+	if err != nil {
+		st.t.Fatal(err)
+	}
+	subject := bus.TotalsSubject(r.Cluster)
+	switch r.Scope {
+	case proto.ScopeNode:
+		subject = bus.NodeRollupSubject(r.Cluster, r.Name)
+	case proto.ScopeNamespace:
+		subject = bus.NamespaceRollupSubject(r.Cluster, r.Name)
+	}
+	if _, err := pub.Publish(st.t.Context(), bus.Message{Subject: subject, ID: worker.MessageID(r), Data: data}); err != nil {
+		st.t.Fatal(err)
+	}
+	for _, name := range st.s.Names(st.t, r) {
+		st.in[name]++
+		if strings.Contains(name, Refused) {
+			st.refused[name]++
+		}
+	}
+	st.rollups++
+}
+
+// feed runs a worker until stop is called, which returns when it has ended.
+func (st *stage) feed(target string) (stop func()) {
+	st.t.Helper()
+	st.registry = prometheus.NewRegistry()
+	w, err := st.s.worker(st.conn, target, slog.New(slog.NewTextHandler(&st.log, nil)), st.registry)
+	if err != nil {
+		st.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				st.t.Errorf("worker: %v", err)
+			}
+		})
+	}
+	st.t.Cleanup(stop)
+	return stop
+}
+
+// until waits for a fact.
+func (st *stage) until(what string, fact func() bool) {
+	st.t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for !fact() {
+		if time.Now().After(deadline) {
+			st.t.Fatalf("%s: not within a minute; log:\n%s", what, st.log.String())
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// complete waits until the destination holds everything of want, and compares.
+func (st *stage) complete(want map[string]int, mayDouble bool) {
+	st.t.Helper()
+	st.until("the destination has everything", func() bool {
+		holds := st.backend.Holds()
+		for name, n := range want {
+			if holds[name] < n {
+				return false
+			}
+		}
+		return true
+	})
+	st.until("everything is acknowledged", func() bool { return st.lag() == 0 })
+	var wrong []string
+	for name, n := range st.backend.Holds() {
+		if n > want[name] && (want[name] == 0 || st.s.Once || !mayDouble) {
+			wrong = append(wrong, fmt.Sprintf("%d, want %d: %s", n, want[name], name))
+		}
+	}
+	if len(wrong) > 0 {
+		slices.Sort(wrong)
+		st.t.Fatalf("the destination holds too much of %d samples, first: %s", len(wrong), wrong[0])
+	}
+}
+
+// lag is how many messages are not acknowledged, as the running worker saw last; -1 where none runs here.
+func (st *stage) lag() int {
+	st.t.Helper()
+	if st.registry == nil {
+		return -1
+	}
+	families, err := st.registry.Gather()
+	if err != nil {
+		st.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "heapstream_sink_pending" {
+			for _, m := range f.GetMetric() {
+				return int(m.GetGauge().GetValue())
+			}
+		}
+	}
+	return -1
+}
+
+func (st *stage) letters() (letters []bus.DeadLetter) {
+	st.t.Helper()
+	for l, err := range st.conn.Letters(st.t.Context(), bus.SinkLease("contract")) {
+		if err != nil {
+			st.t.Fatal(err)
+		}
+		letters = append(letters, l)
+	}
+	return letters
+}
+
+// failing is what the worker logs when it has to try again.
+const failing = "sink does not take rollups"
+
+func (s *Suite) mood(t *testing.T, m Mood) {
+	st := s.stage(t, 4, Reach{})
+	st.backend.Behave(m)
+	st.feed(st.backend.Target(Reach{}))
+	switch m {
+	case OK, Slow:
+		st.complete(st.in, false)
+		if n := len(st.letters()); n > 0 {
+			t.Fatalf("%d letters in DEAD, want none", n)
+		}
+	case Refusing:
+		st.until("every rollup is in DEAD", func() bool { return len(st.letters()) == st.rollups })
+		st.until("everything is acknowledged", func() bool { return st.lag() == 0 })
+		if n := len(st.backend.Holds()); n > 0 {
+			t.Fatalf("%d samples are held of %d refused", n, len(st.in))
+		}
+	case HalfRefuses:
+		want := maps.Clone(st.in)
+		maps.DeleteFunc(want, func(name string, _ int) bool { return st.refused[name] > 0 })
+		st.complete(want, true)
+		parts := 0
+		for _, l := range st.letters() {
+			if !strings.Contains(l.Reason, "refused") {
+				t.Errorf("letter of message %d has the reason %q", l.Seq, l.Reason)
+			}
+			if err := proto.NewDecoder().Rollup(l.Data, new(proto.Rollup)); err != nil {
+				t.Errorf("letter of message %d cannot be re-driven: %v", l.Seq, err)
+			}
+			parts += len(l.Header["Hs-Refused"])
+		}
+		if parts != len(st.refused) {
+			t.Errorf("letters name %d refused samples, want %d", parts, len(st.refused))
+		}
+	default:
+		st.until("the worker meets a failure", func() bool { return strings.Contains(st.log.String(), failing) })
+		if st.lag() == 0 {
+			t.Fatal("something is acknowledged that cannot have been written")
+		}
+		st.backend.Behave(OK)
+		st.complete(st.in, true)
+		if n := len(st.letters()); n > 0 {
+			t.Fatalf("%d letters in DEAD, want none", n)
+		}
+		st.until("the worker says that it goes on", func() bool { return strings.Contains(st.log.String(), "sink takes rollups again") })
+	}
+	if strings.Contains(st.log.String(), "right-password") {
+		t.Fatal("the log has the password")
+	}
+}
+
+// wrong: a wrong setting is named in the log, costs nothing, and all comes once it is right.
+func (s *Suite) wrong(t *testing.T, bad, good Reach, says string) {
+	st := s.stage(t, 2, good)
+	stop := st.feed(st.backend.Target(bad))
+	st.until("the log names what is wrong", func() bool { return strings.Contains(st.log.String(), says) })
+	stop()
+	if n := len(st.backend.Holds()); n > 0 {
+		t.Fatalf("%d samples are held though the settings are wrong", n)
+	}
+	st.feed(st.backend.Target(good))
+	st.complete(st.in, false)
+	for _, secret := range []string{"right-password", "wrong-password"} {
+		if strings.Contains(st.log.String(), secret) {
+			t.Fatalf("the log has the password:\n%s", st.log.String())
+		}
+	}
+}
+
+// stopped: workers come and go while rollups are written.
+func (s *Suite) stopped(t *testing.T) {
+	t.Parallel()
+	st := s.stage(t, 30, Reach{})
+	st.backend.Behave(Slow)
+	for range 4 {
+		held := len(st.backend.Holds())
+		stop := st.feed(st.backend.Target(Reach{}))
+		st.until("something is written", func() bool { return len(st.backend.Holds()) > held || st.lag() == 0 })
+		stop()
+	}
+	st.backend.Behave(OK)
+	st.feed(st.backend.Target(Reach{}))
+	st.complete(st.in, true)
+}
+
+// killed: a process that feeds the sink gets SIGKILL in the middle.
+func (s *Suite) killed(t *testing.T) {
+	t.Parallel()
+	st := s.stage(t, 30, Reach{}, bustest.Listen)
+	st.backend.Behave(Slow)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := exec.CommandContext(t.Context(), exe)
+	child.Env = append(os.Environ(), childBus+"="+st.server.URL(), childTarget+"="+st.backend.Target(Reach{}))
+	var said bytes.Buffer
+	child.Stderr = &said
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	st.until("the child writes", func() bool { return len(st.backend.Holds()) > 0 })
+	if err := child.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	var exit *exec.ExitError
+	if err := child.Wait(); !errors.As(err, &exit) || exit.ExitCode() != -1 {
+		t.Fatalf("child was not killed but ended: %v\n%s", err, said.String())
+	}
+	st.backend.Behave(OK)
+	st.feed(st.backend.Target(Reach{})) // once the dead one's lease has run out
+	st.complete(st.in, true)
+}
+
+// recorder is a log that can be read while it is written.
+type recorder struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (r *recorder) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.b.Write(p)
+}
+
+// String is what was logged so far.
+func (r *recorder) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.b.String()
+}

@@ -1,0 +1,340 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus"
+	"github.com/heapstream/heapstream/sinks/sink"
+)
+
+// feeder feeds the sink from one cluster.
+type feeder struct {
+	w       *Worker
+	cluster string
+	log     *slog.Logger
+	tel     *feedTelemetry
+	dec     *proto.Decoder
+	sink    sink.Sink
+	timeout time.Duration
+
+	durable *bus.Durable
+	rollups []*proto.Rollup // reused from batch to batch
+	failing time.Time       // since when Write fails; zero while it does not
+	said    time.Time       // when that was logged last
+}
+
+// feed feeds the sink from one cluster until ctx ends (nil), or until the bus refuses for good.
+func (w *Worker) feed(ctx context.Context, cluster string) (err error) {
+	deps := w.sinkDeps(cluster)
+	f := &feeder{w: w, cluster: cluster, log: deps.Log, tel: w.deps.Telemetry.feed(w.cfg.Name, cluster), dec: proto.NewDecoder()}
+	defer f.tel.forget()
+	if f.sink, err = w.cfg.Kind.New(w.cfg.Target, deps); err != nil {
+		return err // was checked in New: a file has gone meanwhile
+	}
+	defer func() {
+		if closeErr := f.sink.Close(); closeErr != nil {
+			f.log.Warn("sink did not close in order", "err", closeErr)
+		}
+	}()
+	f.timeout = w.cfg.Target.Timeout(deps.Timeout)
+	missing := false
+	for n := 0; ; n++ {
+		err := f.read(ctx, &n)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, bus.ErrNotPermitted), errors.Is(err, bus.ErrClosed):
+			return err
+		case errors.Is(err, bus.ErrStreamMissing):
+			if !missing {
+				f.log.Warn("rollups of the cluster are not there yet, waiting for their stream", "stream", bus.RollupsStream(cluster))
+			}
+			missing = true
+		default:
+			f.log.Warn("reading ends, starting again", "err", err)
+			missing = false
+		}
+		if f.w.cfg.Retry.Wait(ctx, n, 0) != nil {
+			return nil
+		}
+	}
+}
+
+// read opens the consumer and writes what it delivers. attempts is set back once something came.
+func (f *feeder) read(ctx context.Context, attempts *int) error {
+	cfg := bus.DurableConfig{
+		Stream: bus.RollupsStream(f.cluster), Name: bus.SinkDurable(f.w.cfg.Name), Reader: bus.SinkLease(f.w.cfg.Name),
+		Subjects: bus.RollupFilters(f.cluster),
+	}
+	cfg.New, cfg.FromTime = f.w.since.From(time.Now())
+	var err error
+	if f.durable, err = f.w.deps.Bus.Durable(ctx, cfg); err != nil {
+		return err
+	}
+	defer f.durable.Close()
+	if err := f.look(ctx); err != nil { // before anything is pulled: the position still shows what was lost
+		return err
+	}
+	watched, stop := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { f.watch(watched) })
+	defer watch.Wait()
+	defer stop()
+	for {
+		batch, err := f.durable.NextBatch(ctx, f.w.cfg.Batch)
+		if err != nil {
+			return err
+		}
+		*attempts = 0
+		for len(batch) > 0 {
+			n, size := 0, 0
+			for n < len(batch) && (n == 0 || size+len(batch[n].Data) <= maxBatchBytes) {
+				size += len(batch[n].Data)
+				n++
+			}
+			if err := f.handle(ctx, batch[:n]); err != nil {
+				return err
+			}
+			batch = batch[n:]
+		}
+	}
+}
+
+// handle decodes deliveries and sees to it that each is written, or in DEAD. Its error is that of ctx,
+// or of the bus: then what is not settled comes again.
+func (f *feeder) handle(ctx context.Context, batch []bus.Delivery) error {
+	messages := make([]sink.Message, 0, len(batch))
+	in := make([]bus.Delivery, 0, len(batch))
+	for len(f.rollups) < len(batch) {
+		f.rollups = append(f.rollups, new(proto.Rollup))
+	}
+	for _, d := range batch {
+		r := f.rollups[len(messages)]
+		if err := f.dec.Rollup(d.Data, r); err != nil {
+			f.tel.undecodable.Inc()
+			f.log.Warn("rollup cannot be decoded", "subject", d.Subject, "seq", d.Seq, "err", err)
+			if err := f.dead(ctx, d, "decode rollup: "+err.Error(), nil); err != nil {
+				return err
+			}
+			continue
+		}
+		in = append(in, d)
+		messages = append(messages, sink.Message{Rollup: r, ID: MessageID(r), Data: d.Data})
+	}
+	if len(messages) == 0 {
+		return nil
+	}
+	return f.write(ctx, in, messages)
+}
+
+// MessageID identifies a rollup to a destination: the same for the same rollup, whenever and by whomever
+// it is delivered.
+func MessageID(r *proto.Rollup) string {
+	at := strconv.FormatInt(int64(r.Tick), 10)
+	switch r.Scope {
+	case proto.ScopeNode:
+		return r.Cluster + "/node/" + r.Name + "/" + at
+	case proto.ScopeNamespace:
+		return r.Cluster + "/ns/" + r.Name + "/" + at
+	}
+	return r.Cluster + "/totals/" + at
+}
+
+// write writes messages until they are written or refused for good, and settles their deliveries.
+func (f *feeder) write(ctx context.Context, in []bus.Delivery, messages []sink.Message) error {
+	for n := 0; ; n++ {
+		began := time.Now()
+		err := f.attempt(ctx, messages)
+		f.tel.took.Observe(time.Since(began).Seconds())
+		var partial *sink.Partial
+		errors.As(err, &partial)
+		switch {
+		case err == nil:
+			f.recovered()
+			return f.settle(ctx, in, nil)
+		case partial != nil && partial.Err == nil:
+			f.recovered()
+			f.tel.late.Add(float64(partial.Late))
+			return f.settle(ctx, in, partial.Refused)
+		case sink.IsPermanent(err):
+			f.recovered()
+			if half := len(messages) / 2; half > 0 {
+				if err := f.write(ctx, in[:half], messages[:half]); err != nil {
+					return err
+				}
+				return f.write(ctx, in[half:], messages[half:])
+			}
+			f.log.Warn("rollup is refused for good", "seq", in[0].Seq, "subject", in[0].Subject, "err", err)
+			f.tel.refusedRollups.Inc()
+			return f.dead(ctx, in[0], err.Error(), nil)
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+		f.failed(err, n)
+		if err := f.w.cfg.Retry.Wait(ctx, n, sink.RetryAfterOf(err)); err != nil {
+			return err
+		}
+	}
+}
+
+// attempt is one Write, with its deadline. After a wished stop it may go on for the grace, so that a
+// restart does not leave the destination with something half said; after a lost lease it ends at once.
+func (f *feeder) attempt(ctx context.Context, messages []sink.Message) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.timeout)
+	defer cancel()
+	written := make(chan struct{})
+	var guard sync.WaitGroup
+	defer guard.Wait()
+	defer close(written)
+	guard.Go(func() {
+		select {
+		case <-written:
+			return
+		case <-ctx.Done():
+		}
+		if errors.Is(context.Cause(ctx), bus.ErrLeaseLost) {
+			cancel()
+			return
+		}
+		grace := time.NewTimer(f.w.cfg.Grace)
+		defer grace.Stop()
+		select {
+		case <-written:
+		case <-grace.C:
+			cancel()
+		}
+	})
+	return f.sink.Write(within, messages)
+}
+
+// refusedHeader carries the parts of a message in DEAD that were refused, quoted, one a value.
+const refusedHeader = "Hs-Refused"
+
+// Bounds of what a letter says about refused parts, which comes on top of the message.
+const (
+	maxParts     = 100
+	maxPartBytes = 1 << 10
+)
+
+// settle copies messages with refused parts to DEAD, and acknowledges all.
+func (f *feeder) settle(ctx context.Context, in []bus.Delivery, refused []sink.Refused) error {
+	for i := range in {
+		var parts []string
+		samples, reason := 0, ""
+		for _, r := range refused {
+			if r.Message != i {
+				continue
+			}
+			if samples += r.Samples; reason == "" {
+				reason = r.Reason
+			}
+			if r.Part != "" && len(parts) < maxParts {
+				parts = append(parts, strconv.QuoteToASCII(r.Part[:min(len(r.Part), maxPartBytes)]))
+			}
+		}
+		if samples == 0 {
+			f.tel.written.Inc()
+			if err := in[i].Ack(); err != nil && !errors.Is(err, bus.ErrNotHeld) {
+				return fmt.Errorf("acknowledge message %d: %w", in[i].Seq, err)
+			}
+			continue
+		}
+		f.tel.refusedSamples.Add(float64(samples))
+		f.log.Warn("samples are refused for good, the rest is written", "seq", in[i].Seq, "subject", in[i].Subject, "samples", samples, "err", reason)
+		f.tel.written.Inc()
+		if err := f.dead(ctx, in[i], fmt.Sprintf("%d samples refused: %s", samples, reason), parts); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dead puts a message to DEAD and settles its delivery. It waits for the bus; a letter that DEAD itself
+// will never take is logged and counted as lost.
+func (f *feeder) dead(ctx context.Context, d bus.Delivery, reason string, parts []string) error {
+	letter := d.Letter(bus.SinkLease(f.w.cfg.Name), reason)
+	if len(parts) > 0 {
+		header := map[string][]string{refusedHeader: parts}
+		for k, v := range letter.Header {
+			header[k] = v
+		}
+		letter.Header = header
+	}
+	err := f.w.deps.Bus.Dead(ctx, letter)
+	switch {
+	case err == nil:
+		f.tel.dead.Inc()
+	case errors.Is(err, bus.ErrTooLarge), errors.Is(err, bus.ErrRefused):
+		f.tel.lost.Inc()
+		f.log.Error("message is lost: it is refused, and DEAD does not take it", "seq", d.Seq, "subject", d.Subject, "err", err)
+	default:
+		return err
+	}
+	if err := d.Ack(); err != nil && !errors.Is(err, bus.ErrNotHeld) {
+		return fmt.Errorf("acknowledge message %d: %w", d.Seq, err)
+	}
+	return nil
+}
+
+// repeat is how often a failure that lasts is logged again.
+const repeat = 5 * time.Minute
+
+func (f *feeder) failed(err error, n int) {
+	f.tel.retried.Inc()
+	f.tel.up.Set(0)
+	now := time.Now()
+	if f.failing.IsZero() {
+		f.failing = now
+	}
+	if f.said.IsZero() || now.Sub(f.said) >= repeat {
+		f.said = now
+		f.log.Warn("sink does not take rollups, trying again", "attempt", n+1, "took", now.Sub(f.failing).Round(time.Second), "err", err)
+	}
+}
+
+func (f *feeder) recovered() {
+	f.tel.up.Set(1)
+	if !f.failing.IsZero() {
+		f.log.Info("sink takes rollups again", "took", time.Since(f.failing).Round(time.Millisecond))
+		f.failing, f.said = time.Time{}, time.Time{}
+	}
+}
+
+// watch looks at the lag now and then until ctx ends.
+func (f *feeder) watch(ctx context.Context) {
+	t := time.NewTicker(f.w.cfg.Check)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		if err := f.look(ctx); err != nil && ctx.Err() == nil {
+			f.log.Debug("lag is not known", "err", err)
+		}
+	}
+}
+
+// look tells telemetry how far the sink is behind, and says once when something is lost.
+func (f *feeder) look(ctx context.Context) error {
+	lag, err := f.durable.Lag(ctx)
+	if err != nil {
+		return err
+	}
+	f.tel.lag(lag.Pending+uint64(max(0, lag.Unacked)), lag.Oldest) //nolint:gosec // not negative
+	if more := f.tel.lose(lag.Lost); more > 0 {
+		f.log.Warn("rollups left the stream before this sink had them", "lost", more, "stream", bus.RollupsStream(f.cluster))
+	}
+	return nil
+}

@@ -1,0 +1,317 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"go.uber.org/goleak"
+
+	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
+	"github.com/heapstream/heapstream/sinks/sink"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// memory is a sink that remembers what it was given.
+type memory struct {
+	mu     sync.Mutex
+	writes [][]string // ids, by Write that succeeded
+	fail   func(ids []string) error
+	closed int
+}
+
+func (m *memory) Write(_ context.Context, batch []sink.Message) error {
+	var ids []string
+	for i := range batch {
+		ids = append(ids, batch[i].ID)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		if err := m.fail(ids); err != nil {
+			return err
+		}
+	}
+	m.writes = append(m.writes, ids)
+	return nil
+}
+
+func (m *memory) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed++
+	return nil
+}
+
+func (m *memory) ids() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Concat(m.writes...)
+}
+
+func (m *memory) kind() sink.Kind {
+	return sink.Kind{Key: "memory", New: func(sink.Target, sink.Deps) (sink.Sink, error) { return m, nil }}
+}
+
+type fixture struct {
+	t    *testing.T
+	conn *bus.Conn
+	sink *memory
+	tel  *Telemetry
+
+	padding int // bytes that a rollup has beside what it says
+}
+
+func newFixture(t *testing.T, clusters ...string) *fixture {
+	f := &fixture{t: t, conn: bustest.Start(t).Conn(t), sink: &memory{}, tel: NewTelemetry(prometheus.NewRegistry())}
+	for _, c := range clusters {
+		bustest.Provision(t, f.conn, c)
+	}
+	return f
+}
+
+func (f *fixture) publish(cluster string, from, to int) (ids []string) {
+	f.t.Helper()
+	pub, enc := f.conn.Publisher(bus.PublisherConfig{}), proto.NewEncoder()
+	for n := from; n < to; n++ {
+		r := &proto.Rollup{Scope: proto.ScopeTotals, Cluster: cluster, Tick: proto.Tick(n * 1000), Resolution: time.Second}
+		r.AddEntity(proto.Entity{Kind: proto.KindCluster, Parent: -1})
+		for left := f.padding; left > 0; left -= 4096 {
+			b := make([]byte, 4096)
+			for i := range b {
+				b[i] = byte(rand.Uint32())
+			}
+			r.AddEntity(proto.Entity{Kind: proto.KindWorkload, Parent: -1, Name: string(b)})
+		}
+		data, err := enc.Rollup(r)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		if _, err := pub.Publish(f.t.Context(), bus.Message{Subject: bus.TotalsSubject(cluster), ID: MessageID(r), Data: data}); err != nil {
+			f.t.Fatal(err)
+		}
+		ids = append(ids, MessageID(r))
+	}
+	return ids
+}
+
+func (f *fixture) run(s *memory, clusters ...string) (stop func()) {
+	f.t.Helper()
+	w, err := New(Config{Name: "m.1", Kind: s.kind(), Target: sink.Target{Key: "memory"}, Clusters: clusters, Owner: "test",
+		Retry: Retry{First: time.Millisecond, Most: 10 * time.Millisecond}, Check: 10 * time.Millisecond, Batch: 8},
+		Deps{Bus: f.conn, Log: slog.New(slog.DiscardHandler), Telemetry: f.tel})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			f.t.Error(err)
+		}
+	})
+	f.t.Cleanup(stop)
+	return stop
+}
+
+func (f *fixture) until(what string, fact func() bool) {
+	f.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !fact(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			f.t.Fatalf("%s: not within 20 s", what)
+		}
+	}
+}
+
+// count is the sum of a counter over everything it tells apart.
+func count(c prometheus.Collector) (sum float64) {
+	ch := make(chan prometheus.Metric, 100)
+	c.Collect(ch)
+	close(ch)
+	for m := range ch {
+		var d dto.Metric
+		if m.Write(&d) == nil {
+			sum += d.GetCounter().GetValue()
+		}
+	}
+	return sum
+}
+
+func TestPoisonIsFoundAndTheRestIsWritten(t *testing.T) {
+	f := newFixture(t, "c")
+	want := f.publish("c", 1, 30)
+	poison := []string{want[3], want[17], want[18]}
+	f.sink.fail = func(ids []string) error {
+		for _, id := range ids {
+			if slices.Contains(poison, id) {
+				return sink.Permanent(fmt.Errorf("%s is poison", id))
+			}
+		}
+		return nil
+	}
+	f.run(f.sink, "c")
+	good := slices.DeleteFunc(slices.Clone(want), func(id string) bool { return slices.Contains(poison, id) })
+	f.until("the good ones are written", func() bool { return len(f.sink.ids()) >= len(good) })
+	if got := f.sink.ids(); !slices.Equal(got, good) {
+		t.Fatalf("written %v, want %v in this order", got, good)
+	}
+	f.until("the poison is in DEAD", func() bool { return count(f.tel.dead) == 3 })
+}
+
+func TestWhatIsNoRollupGoesToDead(t *testing.T) {
+	f := newFixture(t, "c")
+	first := f.publish("c", 1, 3)
+	if _, err := f.conn.Publisher(bus.PublisherConfig{}).Publish(t.Context(), bus.Message{Subject: bus.NodeRollupSubject("c", "n"), Data: []byte("nonsense")}); err != nil {
+		t.Fatal(err)
+	}
+	want := append(first, f.publish("c", 3, 5)...)
+	f.run(f.sink, "c")
+	f.until("the others are written", func() bool { return slices.Equal(f.sink.ids(), want) })
+	f.until("the message is in DEAD", func() bool { return count(f.tel.undecodable) == 1 && count(f.tel.dead) == 1 })
+}
+
+func TestFailuresHoldTheHeadAndKeepTheOrder(t *testing.T) {
+	f := newFixture(t, "c")
+	want := f.publish("c", 1, 60)
+	n := 0
+	f.sink.fail = func([]string) error {
+		if n++; n%3 != 0 {
+			return sink.RetryAfter(time.Millisecond, errors.New("not now"))
+		}
+		return nil
+	}
+	f.run(f.sink, "c")
+	f.until("all are written", func() bool { return len(f.sink.ids()) >= len(want) })
+	if got := f.sink.ids(); !slices.Equal(got, want) {
+		t.Fatalf("written %v, want %v", got, want)
+	}
+	if got := count(f.tel.retried); got < 10 {
+		t.Fatalf("%v writes retried", got)
+	}
+}
+
+func TestWorkersTakeOverInOrder(t *testing.T) {
+	f := newFixture(t, "c")
+	want := f.publish("c", 1, 40)
+	stop := f.run(f.sink, "c")
+	f.until("the first writes", func() bool { return len(f.sink.ids()) > 0 }) // so it holds the lease
+	other := &memory{}
+	f.run(other, "c") // stands by
+	stop()
+	want = append(want, f.publish("c", 40, 60)...)
+	f.until("the second goes on", func() bool {
+		ids := other.ids()
+		return len(ids) > 0 && ids[len(ids)-1] == want[len(want)-1]
+	})
+	all := append(f.sink.ids(), other.ids()...)
+	if !slices.Equal(all, want) { // an orderly stop acknowledges, so nothing comes twice
+		t.Fatalf("written %v", all)
+	}
+}
+
+func TestEveryRegisteredClusterIsFed(t *testing.T) {
+	f := newFixture(t, "a", "b")
+	register := func(c string) {
+		if err := f.conn.Register(t.Context(), c, bus.ClusterInfo{UID: c, Resolution: time.Second}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	register("a")
+	want := f.publish("a", 1, 5)
+	f.run(f.sink)
+	f.until("the first cluster is written", func() bool { return len(f.sink.ids()) == len(want) })
+	want = append(want, f.publish("b", 1, 5)...)
+	register("b")
+	f.until("the second cluster is written", func() bool { return slices.Equal(f.sink.ids(), want) })
+	if err := f.conn.Unregister(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	f.until("the first cluster's sink is closed", func() bool {
+		f.sink.mu.Lock()
+		defer f.sink.mu.Unlock()
+		return f.sink.closed == 2 // and the one that New tried
+	})
+}
+
+func TestAClusterWithoutStreamHoldsUpNobody(t *testing.T) {
+	f := newFixture(t, "a")
+	want := f.publish("a", 1, 5)
+	f.run(f.sink, "missing", "a")
+	f.until("the other cluster is written", func() bool { return slices.Equal(f.sink.ids(), want) })
+	bustest.Provision(t, f.conn, "missing")
+	want = append(want, f.publish("missing", 1, 3)...)
+	f.until("the cluster is written once it is there", func() bool { return slices.Equal(f.sink.ids(), want) })
+}
+
+func TestWhatLeftTheStreamIsCounted(t *testing.T) {
+	f := newFixture(t)
+	// A stream that holds as little as streams may, so that what nobody read leaves it.
+	bustest.Provision(t, f.conn, "c", func(top *bus.Topology) { top.RollupsBytes = 16 << 20 })
+	first := f.publish("c", 1, 4)
+	stop := f.run(f.sink, "c")
+	f.until("the first are written", func() bool { return slices.Equal(f.sink.ids(), first) })
+	stop()
+	f.padding = 1 << 18
+	last := f.publish("c", 4, 104)
+	f.run(f.sink, "c")
+	f.until("what is left is written", func() bool {
+		ids := f.sink.ids()
+		return ids[len(ids)-1] == last[len(last)-1]
+	})
+	if lost, written := int(count(f.tel.lost)), len(f.sink.ids()); lost < 20 || lost+written != 103 {
+		t.Fatalf("%d lost and %d written, want 103 together", lost, written)
+	}
+}
+
+func TestRefusedPartsAreNamedInDead(t *testing.T) {
+	f := newFixture(t, "c")
+	want := f.publish("c", 1, 2)
+	f.sink.fail = func([]string) error {
+		return &sink.Partial{Refused: []sink.Refused{{Message: 0, Samples: 2, Part: "line\n1", Reason: "bad"}, {Message: 0, Samples: 1, Part: "line 2", Reason: "worse"}}, Late: 4}
+	}
+	f.run(f.sink, "c")
+	f.until("the letter is there", func() bool { return count(f.tel.dead) == 1 })
+	all := []bus.DeadLetter{}
+	for l, err := range f.conn.Letters(t.Context(), bus.SinkLease("m.1")) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, l)
+	}
+	if len(all) != 1 || all[0].Reason != "3 samples refused: bad" || !slices.Equal(all[0].Header["Hs-Refused"], []string{`"line\n1"`, `"line 2"`}) {
+		t.Fatalf("letters %+v of %v", all, want)
+	}
+	if count(f.tel.refusedSamples) != 3 || count(f.tel.late) != 4 {
+		t.Fatal("refused or late samples are not counted")
+	}
+}
+
+func TestRetryGrowsWithJitter(t *testing.T) {
+	r := DefaultRetry()
+	for n, most := range []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second} {
+		for range 50 {
+			if d := r.Delay(n, 0); d < most/2 || d > most {
+				t.Fatalf("attempt %d waits %s, want %s to %s", n, d, most/2, most)
+			}
+		}
+	}
+	if d := r.Delay(1000, 0); d < 15*time.Second || d > 30*time.Second {
+		t.Fatalf("attempt 1000 waits %s", d)
+	}
+	if d := r.Delay(0, time.Minute); d != time.Minute {
+		t.Fatalf("waits %s though asked for a minute", d)
+	}
+}
