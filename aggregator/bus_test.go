@@ -21,7 +21,7 @@ import (
 )
 
 // patience is how long a test waits for a fact.
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 // feed publishes to SAMPLES what nodes would: an inventory and batches of ticks that lie in the past, as
 // a backlog does, so that ticks close without the test having to wait for them. So that they do not all

@@ -62,10 +62,10 @@ func clientset(t testing.TB, c *simcluster.Cluster, contentType string) *kuberne
 // eventually waits for a fact.
 func eventually(t testing.TB, what string, fact func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for !fact() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
+			t.Fatalf("not within 2 min: %s", what)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

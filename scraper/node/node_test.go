@@ -261,7 +261,7 @@ func startClient(t testing.TB, api *kubetest.Server) *kube.Client {
 
 func until(t testing.TB, what string, fact func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !fact(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !fact(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("still not: %s", what)
 		}

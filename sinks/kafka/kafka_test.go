@@ -329,7 +329,7 @@ func (b *broker) Holds() map[string]int {
 
 func (b *broker) await(n int) []*kgo.Record {
 	b.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(2 * time.Millisecond) {
 		if seen := b.records(); len(seen) >= n {
 			return seen
 		}

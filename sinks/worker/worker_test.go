@@ -129,9 +129,9 @@ func (f *fixture) run(s *memory, clusters ...string) (stop func()) {
 
 func (f *fixture) until(what string, fact func() bool) {
 	f.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !fact(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !fact(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			f.t.Fatalf("%s: not within 20 s", what)
+			f.t.Fatalf("%s: not within 2 min", what)
 		}
 	}
 }
