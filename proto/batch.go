@@ -51,7 +51,7 @@ type Rollup struct {
 	Resolution time.Duration
 	Seq        uint64 // node: SAMPLES sequence of the batch; namespace, totals: of the closing message
 	Source     string // node: as in the batch
-	Dropped    uint32 // node: as in the batch
+	Dropped    uint32 // rows and values left out: of the batch, and to keep within the cap
 
 	Table
 
@@ -66,6 +66,12 @@ type Totals struct {
 	StandIns uint32   // entities with a group that did not advance, nodes standing in included
 	Missing  []string // nodes expected and silent, sorted; at most MaxMissing
 	Gap      bool     // SAMPLES between the last totals and this tick were lost: no rate crosses
+
+	// What the sums of the tick lack of the pods that were reported or stand in. 0 also where an older
+	// aggregator did not count them.
+	Contested             uint32 // pods in no sum, as a newer pod of the same name or UID is
+	PodsWithoutRate       uint32 // pods in the sums without CPU use: new, restarted, or not measured
+	ContainersWithoutRate uint32 // running containers of pods in the sums without CPU use
 
 	ResumeSeq    uint64 // SAMPLES sequence to replay from
 	InventorySeq uint64 // SAMPLES sequence of the first message of the inventory in force; 0: none

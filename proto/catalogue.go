@@ -1,6 +1,9 @@
 package proto
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // MetricID identifies a metric of the catalogue on the wire. Ids are never reused or renumbered.
 type MetricID uint16
@@ -215,6 +218,25 @@ const (
 	CPUPressure    MetricID = 80
 	MemoryPressure MetricID = 90
 	IOPressure     MetricID = 100
+
+	CPURequestUtil    MetricID = 110
+	CPULimitUtil      MetricID = 111
+	MemoryRequestUtil MetricID = 112
+	MemoryLimitUtil   MetricID = 113
+
+	// Distributions over the pods of a sum: 4 ids a measure from here, in the order of distributions().
+	PodCPUUsageRate      MetricID = 120
+	PodMemoryWorkingSet  MetricID = 124
+	PodCPURequestUtil    MetricID = 128
+	PodMemoryRequestUtil MetricID = 132
+)
+
+// Offsets of the metrics of a distribution from PodCPUUsageRate and its like.
+const (
+	PodsMin MetricID = 0
+	PodsP50 MetricID = 1
+	PodsP95 MetricID = 2
+	PodsMax MetricID = 3
 )
 
 // Offsets of the pressure metrics from CPUPressure, MemoryPressure and IOPressure.
@@ -234,8 +256,11 @@ const (
 // RateScale is the Scale of per-second rates where they are stored as sums.
 const RateScale = 1000
 
+// RatioScale is the Scale of ratios where they are stored.
+const RatioScale = 1_000_000
+
 // catalogue lists every metric, Heapster's first and in its order.
-var catalogue = append([]Metric{
+var catalogue = slices.Concat([]Metric{
 	{ID: Uptime, Name: "uptime", Shape: Counter, Unit: UnitMilliseconds, Levels: measured, Formula: FormulaUptime, Help: "Time since the entity started."},
 	{ID: CPUUsage, Name: "cpu/usage", Shape: Counter, Unit: UnitNanoseconds, Levels: measured, Group: GroupCPU, Help: "CPU time used on all cores since start."},
 	{ID: CPULoad, Name: "cpu/load", Levels: measured, Group: GroupCPU, Help: "Load average in thousandths, as cAdvisor gives it."},
@@ -310,7 +335,7 @@ var catalogue = append([]Metric{
 	{ID: ProcessMax, Name: "process/limit", Levels: node, Group: GroupProcess, Ours: true, Help: "The most processes the node can have."},
 	{ID: PodCount, Name: "pod_count", Levels: levels(KindNode, KindNamespace, KindWorkload, KindCluster), Ours: true, Help: "Pods in the sum."},
 	{ID: ContainerCount, Name: "container_count", Levels: levels(KindNode, KindPod, KindNamespace, KindWorkload, KindCluster), Ours: true, Help: "Containers in the sum."},
-}, pressure()...)
+}, pressure(), utilization(), distributions())
 
 // pressure lists the metrics of pressure stall information (PSI). Totals are nanoseconds, averages
 // percent with two decimals as the kernel prints them.
@@ -337,6 +362,61 @@ func pressure() (all []Metric) {
 			all = append(all, Metric{ID: r.first + s.rate, Name: r.name + "/pressure_" + s.word + "_rate", Float: true,
 				Levels: measured, Group: r.group, Ours: true, Scale: 1_000_000, Formula: FormulaStalled, Of: r.first + s.total,
 				Help: "Share of time that " + who + " waited for " + r.name + ", from the totals."})
+		}
+	}
+	return all
+}
+
+// utilization lists what is used as a share of what was requested or is allowed. Where several add up
+// (containers of a pod, pods of a workload or namespace) it is the ratio of the sums: what all of them use to
+// what those ask for that ask, which is what dashboards of Kubernetes show. So it is that of one of them
+// only where each has a request (limit); where some have none it is higher.
+func utilization() (all []Metric) {
+	at := levels(KindContainer, KindPod, KindWorkload, KindNamespace)
+	for _, m := range []struct {
+		id     MetricID
+		name   string
+		group  Group
+		of, by MetricID
+		help   string
+	}{
+		{CPURequestUtil, "cpu/request_utilization", GroupCPU, CPUUsageRate, CPURequest, "CPU use as a share of the CPU requested"},
+		{CPULimitUtil, "cpu/limit_utilization", GroupCPU, CPUUsageRate, CPULimit, "CPU use as a share of the CPU limit"},
+		{MemoryRequestUtil, "memory/request_utilization", GroupMemory, MemoryWorkingSet, MemoryRequest, "Working set as a share of the memory requested"},
+		{MemoryLimitUtil, "memory/limit_utilization", GroupMemory, MemoryWorkingSet, MemoryLimit, "Working set as a share of the memory limit"},
+	} {
+		all = append(all, Metric{ID: m.id, Name: m.name, Float: true, Levels: at, Group: m.group, Ours: true, Formula: FormulaRatio, Of: m.of, By: m.by,
+			Help: m.help + "; of a sum: the ratio of the sums. Absent where none is set."})
+	}
+	return all
+}
+
+// distributions lists what the pods of a workload or namespace are like one by one. Percentiles are by
+// nearest rank: the least value of a pod that at least so many percent of the pods do not exceed, so always
+// the value of a pod, and of two pods the median is the lesser. Pods without a value are left out.
+func distributions() (all []Metric) {
+	for _, m := range []struct {
+		first MetricID
+		name  string
+		float bool
+		unit  Unit
+		what  string
+	}{
+		{PodCPUUsageRate, "cpu/pod_usage_rate", false, UnitCount, "CPU use of a pod, in millicores"},
+		{PodMemoryWorkingSet, "memory/pod_working_set", false, UnitBytes, "working set of a pod"},
+		{PodCPURequestUtil, "cpu/pod_request_utilization", true, UnitCount, "CPU use of a pod as a share of the CPU it requests"},
+		{PodMemoryRequestUtil, "memory/pod_request_utilization", true, UnitCount, "working set of a pod as a share of the memory it requests"},
+	} {
+		for _, p := range []struct {
+			offset     MetricID
+			name, help string
+		}{{PodsMin, "min", "Least"}, {PodsP50, "p50", "Median (nearest rank)"}, {PodsP95, "p95", "95th percentile (nearest rank)"}, {PodsMax, "max", "Greatest"}} {
+			d := Metric{ID: m.first + p.offset, Name: m.name + "_" + p.name, Float: m.float, Unit: m.unit, Levels: levels(KindWorkload, KindNamespace), Ours: true,
+				Help: p.help + " " + m.what + ", over the pods of the sum that have one."}
+			if m.float {
+				d.Scale = RatioScale
+			}
+			all = append(all, d)
 		}
 	}
 	return all

@@ -222,7 +222,14 @@ func (d *Decoder) rollupHeader(n int, r *Rollup) {
 		t.InventorySeq = d.uint(1<<64 - 1)
 		t.StreamTime = d.int()
 		t.JumpEnd = d.int()
-		d.skip(m - 10)
+		known := 10
+		for _, p := range []*uint32{&t.Contested, &t.PodsWithoutRate, &t.ContainersWithoutRate} {
+			if known < m { // not of an older writer
+				*p = uint32(d.uint(1<<32 - 1)) //nolint:gosec // capped
+				known++
+			}
+		}
+		d.skip(m - known)
 	}
 	d.skip(n - 9)
 }

@@ -94,32 +94,26 @@ func NewEncoder() *Encoder {
 // Batch encodes b. Where that exceeds MaxMessageBytes it leaves out, in this order and as far as
 // needed: volumes, interfaces, labels of pods; b is altered accordingly and b.Dropped counts them.
 func (e *Encoder) Batch(b *Batch) ([]byte, error) {
-	for _, leaveOut := range []func(*Table) int{nil, dropVolumes, dropInterfaces, dropLabels} {
-		if leaveOut != nil {
-			b.Dropped += uint32(leaveOut(&b.Table)) //nolint:gosec // at most maxDevices
-		}
-		data, err := e.message(typeBatch, func() {
-			e.array(6)
-			e.str(b.Cluster)
-			e.str(b.Node)
-			e.int(int64(b.Tick))
-			e.int(int64(b.Resolution))
-			e.str(b.Source)
-			e.uint(uint64(b.Dropped))
-		}, func() error { return e.table(&b.Table) })
-		if err != nil {
-			return nil, fmt.Errorf("encode batch of node %q, tick %s: %w", b.Node, b.Tick, err)
-		}
-		if len(data) <= MaxMessageBytes {
-			return data, nil
-		}
+	data, err := e.within(&b.Table, &b.Dropped, typeBatch, func() {
+		e.array(6)
+		e.str(b.Cluster)
+		e.str(b.Node)
+		e.int(int64(b.Tick))
+		e.int(int64(b.Resolution))
+		e.str(b.Source)
+		e.uint(uint64(b.Dropped))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encode batch of node %q, tick %s: %w", b.Node, b.Tick, err)
 	}
-	return nil, fmt.Errorf("encode batch of node %q, tick %s: %w", b.Node, b.Tick, ErrTooLarge)
+	return data, nil
 }
 
-// Rollup encodes r. Equal rollups give equal bytes.
+// Rollup encodes r. Equal rollups give equal bytes. Where that exceeds MaxMessageBytes it leaves out what
+// Batch does, and then workloads, which in a node's rollup are only its shares of them; r is altered
+// accordingly and r.Dropped counts them.
 func (e *Encoder) Rollup(r *Rollup) ([]byte, error) {
-	data, err := e.message(typeRollup, func() {
+	data, err := e.within(&r.Table, &r.Dropped, typeRollup, func() {
 		e.array(9)
 		e.uint(uint64(r.Scope))
 		e.str(r.Cluster)
@@ -135,7 +129,7 @@ func (e *Encoder) Rollup(r *Rollup) ([]byte, error) {
 		}
 		t := &r.Totals
 		missing := t.Missing[:min(len(t.Missing), MaxMissing)]
-		e.array(10)
+		e.array(13)
 		for _, n := range []uint32{t.Expected, t.Reported, t.StandIn, t.StandIns} {
 			e.uint(uint64(n))
 		}
@@ -148,14 +142,38 @@ func (e *Encoder) Rollup(r *Rollup) ([]byte, error) {
 		e.uint(t.InventorySeq)
 		e.int(t.StreamTime)
 		e.int(t.JumpEnd)
-	}, func() error { return e.table(&r.Table) })
-	if err == nil && len(data) > MaxMessageBytes {
-		err = ErrTooLarge
-	}
+		for _, n := range []uint32{t.Contested, t.PodsWithoutRate, t.ContainersWithoutRate} {
+			e.uint(uint64(n))
+		}
+	})
 	if err != nil {
 		return nil, fmt.Errorf("encode rollup of %q, tick %s: %w", r.Name, r.Tick, err)
 	}
 	return data, nil
+}
+
+// within encodes a table, and less and less of it until it keeps to the limits. dropped counts what was left
+// out; the header is written after that.
+func (e *Encoder) within(t *Table, dropped *uint32, kind uint64, header func()) ([]byte, error) {
+	var why error
+	for _, leaveOut := range []func(*Table) int{nil, dropVolumes, dropInterfaces, dropLabels, dropWorkloads} {
+		if leaveOut != nil {
+			n := leaveOut(t)
+			if n == 0 {
+				continue
+			}
+			*dropped += uint32(n) //nolint:gosec // at most maxLabels
+		}
+		data, err := e.message(kind, header, func() error { return e.table(t) })
+		if err == nil && len(data) > MaxMessageBytes {
+			err = fmt.Errorf("%d bytes, at most %d: %w", len(data), MaxMessageBytes, ErrTooLarge)
+		}
+		if !errors.Is(err, ErrTooLarge) {
+			return data, err
+		}
+		why = err
+	}
+	return nil, why
 }
 
 // Inventory encodes one part. The caller splits a whole so that a part has at most MaxPartRows rows.
@@ -583,6 +601,52 @@ func dropLabels(t *Table) (n int) {
 	return n
 }
 
+// dropWorkloads leaves out workloads that no other row refers to.
+func dropWorkloads(t *Table) (dropped int) {
+	referred := make([]bool, len(t.Entities))
+	refer := func(row int32) {
+		if row >= 0 {
+			referred[row] = true
+		}
+	}
+	for i := range t.Entities {
+		refer(t.Entities[i].Parent)
+	}
+	for i := range t.Devices {
+		refer(t.Devices[i].Entity)
+	}
+	for i := range t.Extras {
+		refer(t.Extras[i].Entity)
+	}
+	var values Columns
+	kept, to := t.Entities[:0], make([]int32, len(t.Entities))
+	for i := range t.Entities {
+		if t.Entities[i].Kind == KindWorkload && !referred[i] {
+			dropped++
+			continue
+		}
+		to[i] = int32(len(kept)) //nolint:gosec // fewer than before
+		t.Values.move(i, &values, len(kept))
+		kept = append(kept, t.Entities[i])
+	}
+	if dropped == 0 {
+		return 0
+	}
+	t.Entities, t.Values = kept, values
+	for i := range t.Entities {
+		if p := &t.Entities[i].Parent; *p >= 0 {
+			*p = to[*p]
+		}
+	}
+	for i := range t.Devices {
+		t.Devices[i].Entity = to[t.Devices[i].Entity]
+	}
+	for i := range t.Extras {
+		t.Extras[i].Entity = to[t.Extras[i].Entity]
+	}
+	return dropped
+}
+
 func dropDevices(t *Table, drop func(*Device) bool) (dropped int) {
 	var values Columns
 	kept := t.Devices[:0]
@@ -591,16 +655,20 @@ func dropDevices(t *Table, drop func(*Device) bool) (dropped int) {
 			dropped++
 			continue
 		}
-		for c := range t.DeviceValues.list {
-			col := &t.DeviceValues.list[c]
-			if col.Present.Has(i) {
-				values.Set(len(kept), col.Field, col.Values[i])
-			}
-		}
+		t.DeviceValues.move(i, &values, len(kept))
 		kept = append(kept, t.Devices[i])
 	}
 	t.Devices, t.DeviceValues = kept, values
 	return dropped
+}
+
+// move copies what a row has to a row of other columns.
+func (c *Columns) move(row int, to *Columns, at int) {
+	for i := range c.list {
+		if col := &c.list[i]; col.Present.Has(row) {
+			to.Set(at, col.Field, col.Values[row])
+		}
+	}
 }
 
 // maxResolution bounds durations that travel.

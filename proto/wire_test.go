@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -42,6 +43,9 @@ func TestRollupAndInventorySurviveTheWire(t *testing.T) {
 	enc, dec := NewEncoder(), NewDecoder()
 	for _, scope := range []Scope{ScopeNode, ScopeTotals, ScopeNamespace} {
 		want := testRollup(scope)
+		if scope == ScopeTotals {
+			want.Totals.Contested, want.Totals.PodsWithoutRate, want.Totals.ContainersWithoutRate = 1, 2, 1<<32-1
+		}
 		data, err := enc.Rollup(want)
 		if err != nil {
 			t.Fatal(err)
@@ -329,6 +333,69 @@ func TestTooLargeBatchLosesVolumesThenInterfacesThenLabels(t *testing.T) {
 	}
 	if len(got.Entities) != len(large.Entities) {
 		t.Errorf("%d of %d entities", len(got.Entities), len(large.Entities))
+	}
+}
+
+// A node's rollup is capped as its batch was, which it can outgrow by what was added to it; a namespace has
+// nothing to leave out but its workloads.
+func TestTooLargeRollupsLoseLessThanEverything(t *testing.T) {
+	node := testRollup(ScopeNode)
+	random := rand.New(rand.NewPCG(1, 2)) // does not compress
+	for range 80_000 {
+		d := node.AddDevice(Device{Entity: int32(len(node.Entities) - 1), Kind: DeviceInterface, Name: fmt.Sprintf("%x", random.Uint64())})
+		for f := range Field(8) {
+			node.DeviceValues.Set(d, InterfaceRx.Field()+f, random.Int64())
+		}
+	}
+	rows := len(node.Entities)
+	data, err := NewEncoder().Rollup(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got Rollup
+	if err := NewDecoder().Rollup(data, &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Dropped < 80_000 || got.Dropped != node.Dropped || len(got.Entities) != rows || len(data) > MaxMessageBytes {
+		t.Errorf("%d values left out, %d of %d rows are there, %d bytes", got.Dropped, len(got.Entities), rows, len(data))
+	}
+
+	ns := &Rollup{Scope: ScopeNamespace, Cluster: "c", Name: "jobs"}
+	row := ns.AddEntity(Entity{Kind: KindNamespace, Parent: -1, Name: "jobs"})
+	ns.Values.Set(row, PodCount.Field(), maxEntities)
+	for i := range maxEntities {
+		row := ns.AddEntity(Entity{Kind: KindWorkload, Parent: -1, Namespace: "jobs", Name: fmt.Sprint(i), Owner: Owner{"Pod", fmt.Sprint(i)}})
+		ns.Values.Set(row, PodCount.Field(), 1)
+	}
+	if data, err = NewEncoder().Rollup(ns); err != nil {
+		t.Fatal(err)
+	}
+	if err := NewDecoder().Rollup(data, &got); err != nil {
+		t.Fatal(err)
+	}
+	if pods, _ := got.Value(0, PodCount); got.Dropped != maxEntities || len(got.Entities) != 1 || pods != Int(maxEntities) {
+		t.Errorf("%d workloads left out, %d rows are there, %s pods", got.Dropped, len(got.Entities), pods)
+	}
+}
+
+// Rows that stay keep their values, parents and devices when workloads between them are left out.
+func TestRowsAroundWorkloadsStayTogether(t *testing.T) {
+	var tab Table
+	tab.AddEntity(Entity{Kind: KindNode, Parent: -1, Name: "n"})
+	tab.AddEntity(Entity{Kind: KindWorkload, Parent: -1, Name: "w"})
+	pod := tab.AddEntity(Entity{Kind: KindPod, Parent: 0, Name: "p"})
+	c := tab.AddEntity(Entity{Kind: KindContainer, Parent: int32(pod), Name: "c"})
+	d := tab.AddDevice(Device{Entity: int32(c), Kind: DeviceFilesystem, Name: "/"})
+	tab.DeviceValues.Set(d, FilesystemUsage.Field(), 7)
+	tab.Values.Set(1, PodCount.Field(), 1)
+	tab.Values.Set(c, MemoryUsage.Field(), 5)
+	tab.Extras = append(tab.Extras, Extra{Entity: int32(c), Name: "custom/x", Value: Int(1)})
+	if n := dropWorkloads(&tab); n != 1 {
+		t.Fatalf("%d workloads left out", n)
+	}
+	v, _ := tab.Values.Get(2, MemoryUsage.Field())
+	if len(tab.Entities) != 3 || tab.Entities[2].Parent != 1 || v != 5 || tab.Devices[0].Entity != 2 || tab.Extras[0].Entity != 2 {
+		t.Errorf("%+v, memory %d, device of row %d, extra of row %d", tab.Entities, v, tab.Devices[0].Entity, tab.Extras[0].Entity)
 	}
 }
 
