@@ -12,11 +12,8 @@ type Lookup func(namespace, name string) *Pod
 
 // Enrich writes what the API server says into a batch as a kubelet's decoder left it. n is nil
 // while the node is not known; pods is nil while its pods are not known, and then no pod is marked
-// as missing there. Values that do not fit are counted in b.Dropped.
-//
-// Containers of a pod that the kubelet gave no sample of get a row of their own, flagged as stubs:
-// their requests count. Init containers that are to finish get requests neither there nor where
-// they have samples, since the scheduler does not add them up.
+// as missing there. Values that do not fit are counted in b.Dropped. The package says which pod is
+// which, and what is asked for.
 func Enrich(b *proto.Batch, n *Node, pods Lookup) {
 	if len(b.Entities) == 0 {
 		return
@@ -61,10 +58,19 @@ func enrichNode(b *proto.Batch, n *Node) {
 	}
 }
 
+// What enrichment adds to a batch at most, so that whatever pods the API server tells of the batch can
+// be encoded. Real nodes have a hundredth of it.
+const (
+	maxStubs    = 4 << 10
+	maxExtended = 16 << 10
+)
+
 type enricher struct {
-	b      *proto.Batch
-	extras int // of the kubelet
-	seen   []bool
+	b       *proto.Batch
+	extras  int // of the kubelet
+	stubs   int // added
+	seen    []bool
+	indexOf map[string]int // containers of the pod at hand, where there are more than few
 }
 
 // pod enriches the pod of a row and its containers up to end.
@@ -72,9 +78,7 @@ func (x *enricher) pod(row, end int, pods Lookup) {
 	b := x.b
 	e := &b.Entities[row]
 	p := pods(e.Namespace, e.Name)
-	// A pod of this name with another UID is a successor that the kubelet has not measured yet, or
-	// a predecessor that we have not seen go: nothing it says holds for these samples.
-	if p == nil || e.UID != "" && p.UID != e.UID && p.KubeletUID != e.UID && (p.Flags&proto.FlagMirror == 0 || p.KubeletUID != "") {
+	if p == nil || !p.is(e.UID) {
 		e.Flags |= proto.FlagNotInAPI
 		for i := row + 1; i < end; i++ {
 			b.Entities[i].Flags |= proto.FlagNotInAPI
@@ -89,45 +93,90 @@ func (x *enricher) pod(row, end int, pods Lookup) {
 	if p.Started != 0 {
 		b.Values.Set(row, proto.FieldBirth, p.Started)
 	}
-	x.seen = append(x.seen[:0], make([]bool, len(p.Containers))...)
+	x.index(p)
 	for i := row + 1; i < end; i++ {
-		name := b.Entities[i].Name
-		for c := range p.Containers {
-			if p.Containers[c].Name == name {
-				x.seen[c] = true
-				x.container(i, &p.Containers[c])
-				break
-			}
+		if c := x.find(p, b.Entities[i].Name); c >= 0 {
+			x.seen[c] = true
+			x.container(i, &p.Containers[c])
 		}
 	}
 	for c := range p.Containers {
-		if x.seen[c] || p.Containers[c].Flags&proto.FlagInit != 0 {
+		if x.seen[c] || !p.Containers[c].counts() {
+			continue
+		}
+		if x.stubs++; x.stubs > maxStubs {
+			b.Dropped++
 			continue
 		}
 		stub := b.AddEntity(proto.Entity{Kind: proto.KindContainer, Parent: int32(row), Name: p.Containers[c].Name, Flags: proto.FlagStub}) //nolint:gosec // bounded by the decoder
 		x.container(stub, &p.Containers[c])
 	}
+	if p.Whole != nil {
+		x.resources(row, p.Whole)
+	}
+}
+
+// is reports whether the pod is the one that a kubelet calls by this UID.
+func (p *Pod) is(uid string) bool {
+	return uid == "" || uid == p.UID || uid == p.KubeletUID ||
+		p.Flags&proto.FlagMirror != 0 && p.KubeletUID == "" // the API server's UID is not known
+}
+
+// index prepares find for a pod.
+func (x *enricher) index(p *Pod) {
+	x.seen = append(x.seen[:0], make([]bool, len(p.Containers))...)
+	clear(x.indexOf)
+	if len(p.Containers) <= few {
+		return
+	}
+	if x.indexOf == nil {
+		x.indexOf = make(map[string]int, len(p.Containers))
+	}
+	for i := range p.Containers {
+		x.indexOf[p.Containers[i].Name] = i
+	}
+}
+
+// find returns the index of the pod's container of this name, or -1.
+func (x *enricher) find(p *Pod, name string) int {
+	if len(p.Containers) > few {
+		if i, ok := x.indexOf[name]; ok {
+			return i
+		}
+		return -1
+	}
+	for i := range p.Containers {
+		if p.Containers[i].Name == name {
+			return i
+		}
+	}
+	return -1
 }
 
 func (x *enricher) container(row int, c *Container) {
-	b := x.b
-	e := &b.Entities[row]
-	e.Image = c.Image
+	e := &x.b.Entities[row]
+	if e.Image == "" { // else the source has told which it runs
+		e.Image = c.Image
+	}
 	e.Flags |= c.Flags
-	v := &b.Values
 	if c.Known {
-		v.Set(row, proto.RestartCount.Field(), c.Restarts)
+		x.b.Values.Set(row, proto.RestartCount.Field(), c.Restarts)
 	}
-	if c.Flags&proto.FlagInit != 0 {
-		return
+	if c.counts() {
+		x.resources(row, &c.Resources)
 	}
-	v.Set(row, proto.CPURequest.Field(), c.CPURequest)
-	v.Set(row, proto.CPULimit.Field(), c.CPULimit)
-	v.Set(row, proto.MemoryRequest.Field(), c.MemoryRequest)
-	v.Set(row, proto.MemoryLimit.Field(), c.MemoryLimit)
-	v.Set(row, proto.EphemeralRequest.Field(), c.EphemeralRequest)
-	v.Set(row, proto.EphemeralLimit.Field(), c.EphemeralLimit)
-	if len(c.Extended) == 0 {
+}
+
+func (x *enricher) resources(row int, r *Resources) {
+	b := x.b
+	v := &b.Values
+	v.Set(row, proto.CPURequest.Field(), r.CPURequest)
+	v.Set(row, proto.CPULimit.Field(), r.CPULimit)
+	v.Set(row, proto.MemoryRequest.Field(), r.MemoryRequest)
+	v.Set(row, proto.MemoryLimit.Field(), r.MemoryLimit)
+	v.Set(row, proto.EphemeralRequest.Field(), r.EphemeralRequest)
+	v.Set(row, proto.EphemeralLimit.Field(), r.EphemeralLimit)
+	if len(r.Extended) == 0 {
 		return
 	}
 	has := 0
@@ -136,8 +185,8 @@ func (x *enricher) container(row int, c *Container) {
 			has++
 		}
 	}
-	for _, r := range c.Extended {
-		if has++; has > proto.MaxExtras {
+	for _, r := range r.Extended {
+		if has++; has > proto.MaxExtras || len(b.Extras)-x.extras >= maxExtended {
 			b.Dropped++
 			continue
 		}

@@ -195,6 +195,9 @@ func TestEnrichContainers(t *testing.T) {
 func TestEnrichKnowsWhoIsWho(t *testing.T) {
 	static := aPod()
 	static.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x", "kubernetes.io/config.hash": "hash"}
+	bare, told := aPod(), aPod()
+	bare.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"}
+	told.Annotations = map[string]string{"kubernetes.io/config.source": "file"}
 	for _, c := range []struct {
 		what, uid string
 		pod       *corev1.Pod
@@ -203,6 +206,10 @@ func TestEnrichKnowsWhoIsWho(t *testing.T) {
 	}{
 		{"the pod itself", "u", aPod(), 0, "u"},
 		{"a static pod under its hash", "hash", static, proto.FlagMirror, "u"},
+		{"a static pod under the hash in its mirror alone", "x", bare, proto.FlagMirror, "u"},
+		{"a static pod of another manifest", "old", static, proto.FlagNotInAPI, "old"},
+		{"a static pod as its kubelet tells it", "anything", told, proto.FlagMirror, "u"},
+		{"a pod of which the kubelet does not know the UID", "", aPod(), 0, "u"},
 		{"a successor of the same name", "predecessor", aPod(), proto.FlagNotInAPI, "predecessor"},
 		{"unknown to the API server", "u", nil, proto.FlagNotInAPI, "u"},
 	} {
@@ -227,6 +234,49 @@ func TestEnrichKnowsWhoIsWho(t *testing.T) {
 	}
 }
 
+// Whatever pods the API server tells of, the batch can be encoded: what is too much is left out and counted.
+func TestEnrichKeepsWithinTheCodec(t *testing.T) {
+	const pods = 300
+	p := aPod()
+	p.Labels = map[string]string{strings.Repeat("k", 9000): strings.Repeat("v", 100_000)}
+	p.Spec.Containers = nil
+	for i := range 200 {
+		c := corev1.Container{Name: fmt.Sprintf("c%d", i), Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{}}}
+		for j := range 2 {
+			c.Resources.Requests[corev1.ResourceName(fmt.Sprintf("example.com/r%d", j))] = resource.MustParse("1")
+		}
+		p.Spec.Containers = append(p.Spec.Containers, c)
+	}
+	for j := range 2 * proto.MaxExtras {
+		p.Spec.Containers[7].Resources.Requests[corev1.ResourceName(fmt.Sprintf("example.com/x%d", j))] = resource.MustParse("1")
+	}
+	known := FromPod(p)
+	b := &proto.Batch{Cluster: "c", Node: "n", Tick: 1}
+	b.AddEntity(proto.Entity{Kind: proto.KindNode, Parent: -1, Name: "n"})
+	for i := range pods {
+		row := b.AddEntity(proto.Entity{Kind: proto.KindPod, Name: fmt.Sprint(i), Namespace: "ns", UID: "u"})
+		b.AddEntity(proto.Entity{Kind: proto.KindContainer, Parent: int32(row), Name: "c7"})
+	}
+	Enrich(b, nil, func(string, string) *Pod { return known })
+	if want := 1 + 2*pods + maxStubs; len(b.Entities) != want || len(b.Extras) != maxExtended {
+		t.Errorf("%d rows and %d extras, want %d and %d", len(b.Entities), len(b.Extras), want, maxExtended)
+	}
+	if b.Dropped < pods*199-maxStubs {
+		t.Errorf("%d are counted as left out", b.Dropped)
+	}
+	perRow := map[int32]int{}
+	for _, x := range b.Extras {
+		if perRow[x.Entity]++; perRow[x.Entity] > proto.MaxExtras {
+			t.Fatalf("row %d has more than %d extras", x.Entity, proto.MaxExtras)
+		}
+	}
+	if data, err := proto.NewEncoder().Batch(b); err != nil {
+		t.Error(err)
+	} else if err := proto.NewDecoder().Batch(data, &proto.Batch{}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFromNode(t *testing.T) {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Annotations: map[string]string{"cloud/id": "i-123"}}}
 	n.Status.Addresses = []corev1.NodeAddress{
@@ -243,6 +293,17 @@ func TestFromNode(t *testing.T) {
 	}
 	if k.CPUCapacity != 1500 || k.CPUAllocatable != 1000 || k.MemoryAllocatable != 3<<30 || k.Ephemeral {
 		t.Errorf("%+v", k)
+	}
+	// What is not given is 0 and not ready, and is what the batch says.
+	b := table("u")
+	Enrich(b, FromNode(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}, ""), nil)
+	for _, id := range []proto.MetricID{proto.CPUNodeCapacity, proto.CPUNodeAllocatable, proto.MemoryNodeCapacity, proto.MemoryNodeAlloc} {
+		if v, ok := b.Values.Get(0, id.Field()); !ok || v != 0 {
+			t.Errorf("a node that gives nothing has %s %d, %t", proto.MetricByID(id).Name, v, ok)
+		}
+	}
+	if _, ok := b.Values.Get(0, proto.EphemeralNodeAlloc.Field()); ok || b.Entities[0].Flags != proto.FlagNotReady {
+		t.Errorf("a node that gives nothing has ephemeral storage %t, flags %#x", ok, b.Entities[0].Flags)
 	}
 	n.Status.Addresses = n.Status.Addresses[:2]
 	if k := FromNode(n, ""); k.Address != "203.0.113.1" || k.Hostname != "n" || k.HostID != "" {
@@ -315,6 +376,17 @@ func TestAllFollowsTheCluster(t *testing.T) {
 	until(t, "no live pod has an owner", func() bool { return len(owners()) == 0 })
 	if a.Pods("n1")("ns", "b") == nil {
 		t.Error("an ended pod is forgotten though the API server has it")
+	}
+	// a node leaves and comes back as another machine
+	nodes := a.NodesRevision()
+	api.Delete("/api/v1/nodes", "", "n1")
+	until(t, "node n1 is gone", func() bool { return a.Node("n1") == nil })
+	larger := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "again"}}
+	larger.Status.Capacity = quantities("cpu", "64")
+	api.Put("/api/v1/nodes", larger)
+	until(t, "node n1 is back", func() bool { return a.Node("n1") != nil })
+	if n := a.Node("n1"); n.CPUCapacity != 64000 || n.UID != "again" || a.NodesRevision() < nodes+2 {
+		t.Errorf("the node that came back is %+v, revision %d after %d", n, a.NodesRevision(), nodes)
 	}
 	// the pod comes back under its name on another node
 	api.Put("/api/v1/pods", podOn("n2", "b", "web-2"))

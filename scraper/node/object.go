@@ -9,7 +9,6 @@ import (
 	"unique"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/heapstream/heapstream/proto"
@@ -40,25 +39,22 @@ type Pod struct {
 	Owner                proto.Owner
 	Labels               []proto.Label // sorted by key
 	Started              int64         // status.startTime, Unix ns; 0: not yet
-	Containers           []Container   // init containers included
+	Containers           []Container   // init containers first, ephemeral ones last
+	Whole                *Resources    // of the pod; nil: the sum of its containers
 }
 
 // Container is what we keep of a container.
 type Container struct {
 	Name, Image string
 	Flags       proto.Flags
-	Restarts    int64
+	Ephemeral   bool // for debugging: it asks for nothing and is never expected
 	Known       bool // there is a status of it, so Restarts is told
-	// Millicores and bytes, rounded up; zero where not given.
-	CPURequest, CPULimit, MemoryRequest, MemoryLimit, EphemeralRequest, EphemeralLimit int64
-	Extended                                                                           []Extended // sorted by name
+	Restarts    int64
+	Resources
 }
 
-// Extended is a request of a resource that has no metric of its own.
-type Extended struct {
-	Name  string // "nvidia.com/gpu/request"
-	Value int64
-}
+// counts reports whether what the container asks for is part of what its pod asks for.
+func (c *Container) counts() bool { return c.Flags&proto.FlagInit == 0 && !c.Ephemeral }
 
 // intern makes equal strings share their bytes: labels, images and names repeat across pods.
 func intern(s string) string {
@@ -96,10 +92,10 @@ func FromNode(n *corev1.Node, hostIDAnnotation string) *Node {
 	if n.Spec.Unschedulable {
 		k.Flags |= proto.FlagUnschedulable
 	}
-	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
-			k.Flags |= proto.FlagNotReady
-		}
+	if !slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	}) {
+		k.Flags |= proto.FlagNotReady // a node that says nothing has not become ready yet
 	}
 	capacity, alloc := n.Status.Capacity, n.Status.Allocatable
 	k.CPUCapacity, k.CPUAllocatable = milli(capacity, corev1.ResourceCPU), milli(alloc, corev1.ResourceCPU)
@@ -132,24 +128,6 @@ func addressOf(n *corev1.Node) (ip string) {
 	return cmp.Or(ip, external)
 }
 
-func milli(l corev1.ResourceList, name corev1.ResourceName) int64 {
-	q, ok := l[name]
-	if !ok {
-		return 0
-	}
-	return max(q.MilliValue(), 0)
-}
-
-func whole(l corev1.ResourceList, name corev1.ResourceName) int64 {
-	q, ok := l[name]
-	if !ok {
-		return 0
-	}
-	return value(&q)
-}
-
-func value(q *resource.Quantity) int64 { return max(q.Value(), 0) }
-
 // The annotations of static pods.
 const (
 	annotationMirror = corev1.MirrorPodAnnotationKey
@@ -162,7 +140,7 @@ func FromPod(p *corev1.Pod) *Pod {
 	k := &Pod{Namespace: intern(p.Namespace), Name: p.Name, UID: string(p.UID), Node: intern(p.Spec.NodeName), Labels: labels(p.Labels)}
 	if _, mirror := p.Annotations[annotationMirror]; mirror {
 		k.Flags |= proto.FlagMirror
-		k.KubeletUID = p.Annotations[annotationHash]
+		k.KubeletUID = cmp.Or(p.Annotations[annotationHash], p.Annotations[annotationMirror])
 	} else if source := p.Annotations[annotationSource]; source != "" && source != "api" {
 		k.Flags |= proto.FlagMirror // told by the kubelet itself: the API server's UID is not known here
 	}
@@ -183,19 +161,53 @@ func FromPod(p *corev1.Pod) *Pod {
 	if p.Status.StartTime != nil && !p.Status.StartTime.IsZero() {
 		k.Started = p.Status.StartTime.UnixNano()
 	}
-	k.Containers = make([]Container, 0, len(p.Spec.InitContainers)+len(p.Spec.Containers))
+	k.Containers = make([]Container, 0, len(p.Spec.InitContainers)+len(p.Spec.Containers)+len(p.Spec.EphemeralContainers))
+	status := statuses(p.Status.InitContainerStatuses)
 	for i := range p.Spec.InitContainers {
 		c := &p.Spec.InitContainers[i]
 		flag := proto.FlagInit
 		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
 			flag = proto.FlagSidecar
 		}
-		k.Containers = append(k.Containers, container(c, flag, p.Status.InitContainerStatuses))
+		k.Containers = append(k.Containers, container(c, flag, status(c.Name)))
 	}
+	status = statuses(p.Status.ContainerStatuses)
 	for i := range p.Spec.Containers {
-		k.Containers = append(k.Containers, container(&p.Spec.Containers[i], 0, p.Status.ContainerStatuses))
+		c := &p.Spec.Containers[i]
+		k.Containers = append(k.Containers, container(c, 0, status(c.Name)))
 	}
+	status = statuses(p.Status.EphemeralContainerStatuses)
+	for i := range p.Spec.EphemeralContainers {
+		c := corev1.Container(p.Spec.EphemeralContainers[i].EphemeralContainerCommon)
+		c.Resources = corev1.ResourceRequirements{} // not allowed there
+		e := container(&c, 0, status(c.Name))
+		e.Ephemeral = true
+		k.Containers = append(k.Containers, e)
+	}
+	k.Whole = wholePod(p, k.Containers)
 	return k
+}
+
+// few is up to how many names a list is searched rather than indexed.
+const few = 16
+
+// statuses finds the status of a container by name; nil: there is none.
+func statuses(all []corev1.ContainerStatus) func(name string) *corev1.ContainerStatus {
+	if len(all) <= few {
+		return func(name string) *corev1.ContainerStatus {
+			for i := range all {
+				if all[i].Name == name {
+					return &all[i]
+				}
+			}
+			return nil
+		}
+	}
+	index := make(map[string]*corev1.ContainerStatus, len(all))
+	for i := range all {
+		index[all[i].Name] = &all[i]
+	}
+	return func(name string) *corev1.ContainerStatus { return index[name] }
 }
 
 // Controller is the owner that controls an object; zero where there is none.
@@ -208,33 +220,21 @@ func Controller(refs []metav1.OwnerReference) proto.Owner {
 	return proto.Owner{}
 }
 
-func container(c *corev1.Container, flags proto.Flags, statuses []corev1.ContainerStatus) Container {
+// container keeps what we need of a container; s is nil where it has no status.
+func container(c *corev1.Container, flags proto.Flags, s *corev1.ContainerStatus) Container {
 	k := Container{Name: intern(c.Name), Image: intern(c.Image), Flags: flags}
-	r, l := c.Resources.Requests, c.Resources.Limits
-	k.CPURequest, k.CPULimit = milli(r, corev1.ResourceCPU), milli(l, corev1.ResourceCPU)
-	k.MemoryRequest, k.MemoryLimit = whole(r, corev1.ResourceMemory), whole(l, corev1.ResourceMemory)
-	k.EphemeralRequest, k.EphemeralLimit = whole(r, corev1.ResourceEphemeralStorage), whole(l, corev1.ResourceEphemeralStorage)
-	for name, q := range r {
-		switch name {
-		case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage:
-			continue
-		}
-		k.Extended = append(k.Extended, Extended{Name: intern(string(name) + "/request"), Value: value(&q)})
+	if s == nil {
+		k.Resources = granted(c.Resources, nil, nil)
+		return k
 	}
-	slices.SortFunc(k.Extended, func(a, b Extended) int { return cmp.Compare(a.Name, b.Name) })
-	for i := range statuses {
-		s := &statuses[i]
-		if s.Name != c.Name {
-			continue
-		}
-		k.Known, k.Restarts = true, int64(s.RestartCount)
-		switch {
-		case s.State.Running != nil:
-			k.Flags |= proto.FlagRunning
-		case s.State.Terminated != nil,
-			s.State.Waiting != nil && s.LastTerminationState.Terminated != nil: // it is to be restarted
-			k.Flags |= proto.FlagTerminated
-		}
+	k.Resources = granted(c.Resources, s.AllocatedResources, s.Resources)
+	k.Known, k.Restarts = true, max(int64(s.RestartCount), 0)
+	switch {
+	case s.State.Running != nil:
+		k.Flags |= proto.FlagRunning
+	case s.State.Terminated != nil,
+		s.State.Waiting != nil && s.LastTerminationState.Terminated != nil: // it is to be restarted
+		k.Flags |= proto.FlagTerminated
 	}
 	return k
 }
