@@ -111,3 +111,12 @@ var (
 
 // Passing is passing.
 var Passing = passing
+
+// Purge removes every message of a stream.
+func Purge(ctx context.Context, c *Conn, stream string) error {
+	s, err := c.js.Stream(ctx, stream)
+	if err != nil {
+		return err
+	}
+	return s.Purge(ctx)
+}

@@ -48,7 +48,7 @@ func InboxPrefix(role Role, cluster string) string {
 //
 //	role        publishes                               requests on streams                     leases and clusters
 //	scraper     hs.samples.<c>.*                        none                                    none
-//	inventory   hs.inventory.<c>.* hs.events.<c>.*      KV_hs-leases                            writes inventory.<c>, <c>
+//	inventory   hs.inventory.<c>.* hs.events.<c>.*      EVENTS KV_hs-leases                     writes inventory.<c>, events.<c>, <c>
 //	aggregator  hs.clock.<c> hs.rollups.<c>.> hs.dead   SAMPLES ROLLUPS KV_hs-leases KV_hs-clusters   writes aggregator.<c>, member.*
 //	apigw       hs.dead                                 ROLLUPS EVENTS KV_hs-clusters           none written
 //	sinks       hs.dead $JS.ACK                         ROLLUPS EVENTS KV_hs-leases KV_hs-clusters    writes sink.*
@@ -108,7 +108,8 @@ func Permissions(role Role, cluster string) (publish, subscribe []string) {
 		allow("hs.samples." + c + ".*")
 	case RoleInventory:
 		allow("hs.inventory."+c+".*", "hs.events."+c+".*")
-		allow(bucketSubject(LeasesBucket, "inventory."+c), bucketSubject(ClustersBucket, c))
+		allow(bucketSubject(LeasesBucket, "inventory."+c), bucketSubject(LeasesBucket, "events."+c), bucketSubject(ClustersBucket, c))
+		request(stream(EventsStream), info, get, create, ask, pull, forget) // how far it was
 		bucket(LeasesBucket)
 		request(bucketStream(ClustersBucket), get)
 	case RoleAggregator:

@@ -237,7 +237,15 @@ func rolesDo(t *testing.T, user string) {
 	do(bus.RoleInventory, func(c *bus.Conn) {
 		must(t, c.Register(ctx, cluster, bus.ClusterInfo{UID: "u", Resolution: time.Minute}))
 		hold(c, bus.InventoryLease(cluster))
+		hold(c, bus.EventsLease(cluster))
 		publish(c, "i", bus.InventorySubject(cluster, bus.InventoryOwners), bus.EventsSubject(cluster, ""))
+		st, err := c.StreamState(ctx, bus.EventsStream(cluster))
+		must(t, err)
+		_, _, err = c.Get(ctx, bus.EventsStream(cluster), st.LastSeq)
+		must(t, err)
+		_, err = c.Append(ctx, bus.Message{Subject: bus.EventsSubject(cluster, "ns"), Stream: bus.EventsStream(cluster), ID: "u/2", Data: []byte("x")}, st.LastSeq)
+		must(t, err)
+		replay(c, bus.EventsStream(cluster))
 	})
 	do(bus.RoleAggregator, func(c *bus.Conn) {
 		watch(c)

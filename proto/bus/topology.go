@@ -23,7 +23,8 @@ import (
 //	DEAD          hs.dead.<reader>                 what a reader could not use        every reader           operators
 //
 //	bucket        keys                                                  one value is
-//	hs-leases     aggregator.<c> inventory.<c> sink.<name> member.<id>  who holds it; gone LeaseTTL after the last renewal
+//	hs-leases     aggregator.<c> inventory.<c> events.<c> sink.<name>   who holds it; gone LeaseTTL after the last renewal
+//	              member.<id>
 //	hs-clusters   <c>                                                   ClusterInfo
 //
 // Durable consumers exist for sinks alone: sink-<name> on ROLLUPS_<c> and EVENTS_<c>.
@@ -216,6 +217,9 @@ func AggregatorLease(cluster string) string { return "aggregator." + EncodeToken
 
 // InventoryLease is held by the scraper that publishes a cluster's inventory.
 func InventoryLease(cluster string) string { return "inventory." + EncodeToken(cluster) }
+
+// EventsLease is held by the scraper that publishes a cluster's events.
+func EventsLease(cluster string) string { return "events." + EncodeToken(cluster) }
 
 // SinkLease is held by the one worker of a sink.
 func SinkLease(sink string) string { return "sink." + EncodeToken(sink) }
