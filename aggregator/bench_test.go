@@ -224,11 +224,17 @@ func BenchmarkClose(b *testing.B) {
 	m, r := rollup.New(), &proto.Rollup{}
 	shares := make([]*rollup.Share, nodes)
 	for i := range shares {
-		shares[i] = m.Node(nodeBatches(30)[0], 1, r)
+		batch := nodeBatches(30)[0]
+		for row := range batch.Entities { // every node has pods of its own
+			if e := &batch.Entities[row]; e.Kind == proto.KindPod {
+				e.Name, e.UID = fmt.Sprint(e.Name, "-", i), fmt.Sprint(e.UID, "-", i)
+			}
+		}
+		shares[i] = m.Node(batch, 1, r)
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		t := m.Tick(shares)
+		t := m.Tick(shares, nil)
 		for i := range t.Namespaces() {
 			m.Namespace(t, i, r)
 		}

@@ -35,6 +35,8 @@ type machine struct {
 
 	refused map[string]ticks.Verdict // why the last batch of a node was refused, for the log; absent: it was not
 	silent  bool                     // nodes were missing at the last closed tick
+	rivals  bool                     // two nodes had one pod at the last closed tick
+	capped  map[string]bool          // nodes and namespaces of whose last rollup something was left out
 }
 
 // past is what is out on ROLLUPS.
@@ -73,7 +75,7 @@ func (u unusable) Error() string { return u.err.Error() }
 func (u unusable) Unwrap() error { return u.err }
 
 func newMachine(cluster string, tel *telemetry, log *slog.Logger) *machine {
-	return &machine{cluster: cluster, tel: tel, log: log, refused: map[string]ticks.Verdict{}, dec: proto.NewDecoder(), enc: proto.NewEncoder(), rates: rate.New(), maker: rollup.New(),
+	return &machine{cluster: cluster, tel: tel, log: log, refused: map[string]ticks.Verdict{}, capped: map[string]bool{}, dec: proto.NewDecoder(), enc: proto.NewEncoder(), rates: rate.New(), maker: rollup.New(),
 		ticks: ticks.New[*rollup.Share](rate.Memory)}
 }
 
@@ -260,6 +262,8 @@ func (m *machine) close(seq uint64, c *ticks.Closing[*rollup.Share], emit func(o
 	for _, s := range c.StandIn {
 		t.StandIns += s.Entities
 	}
+	t.Contested = uint32(len(sums.Contested)) //nolint:gosec // bounded by what fits into messages
+	t.PodsWithoutRate, t.ContainersWithoutRate = sums.PodsWithoutRate, sums.ContainersWithoutRate
 	t.Missing = append(t.Missing[:0], c.Missing[:min(len(c.Missing), proto.MaxMissing)]...)
 	t.Gap, m.gap = m.gap, false
 	t.ResumeSeq, t.InventorySeq, t.StreamTime, t.JumpEnd = c.Resume.Seq, c.Resume.Inventory, c.Stream, c.JumpEnd
@@ -272,6 +276,16 @@ func (m *machine) close(seq uint64, c *ticks.Closing[*rollup.Share], emit func(o
 			m.log.Info("all nodes report", "tick", c.Tick)
 		}
 	}
+	if rivals := t.Contested > 0; rivals != m.rivals {
+		m.rivals = rivals
+		if rivals {
+			p := &sums.Contested[0]
+			m.log.Warn("two nodes have one pod: the newer is counted", "tick", c.Tick, "pods", t.Contested,
+				"namespace", p.Namespace, "pod", p.Pod, "uid", p.UID, "node", p.Node, "counted", p.Counted)
+		} else {
+			m.log.Info("no two nodes have one pod", "tick", c.Tick)
+		}
+	}
 	m.rates.Forget(m.ticks.Clock.Counted(), c.Resolution)
 	if err := m.emit(output{scope: proto.ScopeTotals, subject: bus.TotalsSubject(m.cluster), id: m.id("totals", "", c.Tick)}, emit); err != nil {
 		return err
@@ -281,12 +295,36 @@ func (m *machine) close(seq uint64, c *ticks.Closing[*rollup.Share], emit func(o
 
 // emit encodes m.roll and hands it out.
 func (m *machine) emit(o output, emit func(output) error) error {
+	before := m.roll.Dropped
 	data, err := m.enc.Rollup(&m.roll)
 	if err != nil {
 		return unusable{err}
 	}
+	m.leftOut(int(m.roll.Dropped - before))
 	o.data = data
 	return emit(o)
+}
+
+// leftOut counts what did not fit into a rollup, and logs when that begins and ends.
+func (m *machine) leftOut(n int) {
+	r := &m.roll
+	of := r.Name
+	switch r.Scope {
+	case proto.ScopeNode:
+		of = "node " + of
+	case proto.ScopeNamespace:
+		of = "namespace " + of
+	}
+	if was := m.capped[of]; n == 0 && was {
+		delete(m.capped, of)
+		m.log.Info("rollups are whole again", "of", of, "tick", r.Tick)
+	} else if n > 0 && !was {
+		m.capped[of] = true
+		m.log.Warn("values are left out of rollups, which would be too large", "of", of, "tick", r.Tick, "values", n)
+	}
+	if n > 0 {
+		m.tel.leftOut.WithLabelValues(m.cluster).Add(float64(n))
+	}
 }
 
 // id is the identity of a rollup, the same whoever makes it.

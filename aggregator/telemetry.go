@@ -22,9 +22,12 @@ type telemetry struct {
 	ticks    *prometheus.CounterVec // cluster
 	missing  *prometheus.GaugeVec   // cluster
 	standIns *prometheus.GaugeVec   // cluster
+	rivals   *prometheus.GaugeVec   // cluster
+	unrated  *prometheus.GaugeVec   // cluster, of
 	// writing
 	publish *prometheus.HistogramVec // scope
 	skipped *prometheus.CounterVec   // cluster
+	leftOut *prometheus.CounterVec   // cluster
 	marks   *prometheus.CounterVec   // cluster
 	// owning
 	replay *prometheus.HistogramVec // cluster
@@ -55,16 +58,19 @@ func newTelemetry(reg prometheus.Registerer, now func() time.Time) (*telemetry, 
 		ticks:    counter("ticks_closed_total", "Ticks closed.", "cluster"),
 		missing:  gauge("nodes_missing", "Nodes expected and silent at the newest closed tick.", "cluster"),
 		standIns: gauge("stand_ins", "Entities at the newest closed tick of which older samples stand in.", "cluster"),
+		rivals:   gauge("pods_contested", "Pods at the newest closed tick that are in no sum, as a newer one of the same name or UID is.", "cluster"),
+		unrated:  gauge("without_rate", "Pods and running containers in the sums of the newest closed tick without CPU use.", "cluster", "of"),
 		publish: histogram("publish_seconds", "Time until a rollup was in its lane, for totals until all before were acknowledged, by scope.",
 			[]float64{.0001, .0005, .001, .005, .01, .05, .1, .5, 1, 5}, "scope"),
 		skipped: counter("already_out_total", "Rollups not published because an earlier owner had.", "cluster"),
+		leftOut: counter("left_out_total", "Values left out of rollups that would have been too large.", "cluster"),
 		marks:   counter("clock_marks_total", "Clock marks published because a tick waited for silent nodes.", "cluster"),
 		replay:  histogram("replay_seconds", "Time from taking a cluster to having caught up with its SAMPLES.", []float64{.01, .05, .1, .5, 1, 2, 5, 10, 30, 60}, "cluster"),
 		fenced:  counter("fenced_total", "Times that another owner had taken the cluster while we wrote.", "cluster"),
 		owned:   gauge("clusters_owned", "1 while the cluster is ours.", "cluster"),
 		now:     now, closed: map[string]proto.Tick{},
 	}
-	for _, c := range []prometheus.Collector{t.batches, t.dead, t.unsaved, t.gaps, t.ticks, t.missing, t.standIns, t.publish, t.skipped, t.marks, t.replay, t.fenced, t.owned, newest{t}} {
+	for _, c := range []prometheus.Collector{t.batches, t.dead, t.unsaved, t.gaps, t.ticks, t.missing, t.standIns, t.rivals, t.unrated, t.publish, t.skipped, t.leftOut, t.marks, t.replay, t.fenced, t.owned, newest{t}} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register telemetry: %w", err)
 		}
@@ -95,6 +101,9 @@ func (t *telemetry) took(cluster string, tick proto.Tick, totals *proto.Totals) 
 	t.ticks.WithLabelValues(cluster).Inc()
 	t.missing.WithLabelValues(cluster).Set(float64(totals.Expected) - float64(min(totals.Expected, totals.Reported)))
 	t.standIns.WithLabelValues(cluster).Set(float64(totals.StandIns))
+	t.rivals.WithLabelValues(cluster).Set(float64(totals.Contested))
+	t.unrated.WithLabelValues(cluster, "pods").Set(float64(totals.PodsWithoutRate))
+	t.unrated.WithLabelValues(cluster, "containers").Set(float64(totals.ContainersWithoutRate))
 }
 
 // owns notes that a cluster became ours, and returns what notes that it is not any more.
@@ -107,6 +116,8 @@ func (t *telemetry) owns(cluster string) (done func()) {
 		t.owned.WithLabelValues(cluster).Set(0)
 		t.missing.DeleteLabelValues(cluster)
 		t.standIns.DeleteLabelValues(cluster)
+		t.rivals.DeleteLabelValues(cluster)
+		t.unrated.DeletePartialMatch(prometheus.Labels{"cluster": cluster})
 	}
 }
 

@@ -55,7 +55,8 @@ type Label struct{ Key, Value string }
 
 // Owner names the controller of a pod. In a Batch it is the pod's immediate controller
 // (ReplicaSet, Job, …; the zero Owner for a bare pod). In a Rollup it is the workload after
-// resolution (Deployment, CronJob, …), and never zero for a pod: a bare pod is its own workload.
+// resolution (Deployment, CronJob, …): a bare pod is its own workload, and the zero Owner says that
+// the API server has not told of the pod yet.
 type Owner struct{ Kind, Name string }
 
 // Phase is a pod's phase as the API server gives it.

@@ -1,12 +1,14 @@
 // Package rollup makes rollups: a node's batch, after rates, becomes the node's rollup; the shares of
 // all nodes at a closed tick become one rollup a namespace and the totals.
 //
-//	enrich.go      namespace UIDs and workloads from the inventory
-//	pods.go        containers -> pod
-//	nodesum.go     pods -> node: what they ask for
-//	share.go       pods -> this node's share of namespaces and workloads
-//	namespace.go   shares -> namespaces with their workloads
-//	totals.go      namespaces -> cluster
+//	enrich.go        namespace UIDs and workloads from the inventory
+//	pods.go          containers -> pod
+//	nodesum.go       pods -> node: what they ask for
+//	share.go         pods -> this node's share of namespaces and workloads
+//	contested.go     pods that are in two shares count once
+//	namespace.go     shares -> namespaces with their workloads
+//	distribution.go  what the pods of a namespace or workload are like one by one
+//	totals.go        namespaces -> cluster
 //
 // What is summed is the catalogue's word (proto.Rule). Values that stand in count; values that are
 // absent do not, and a sum of nothing is absent, not zero. A pod has its cgroup's value where the source
@@ -16,7 +18,10 @@
 // Every pod that the node's kubelet reported is counted, whatever its phase, as Heapster did: one that
 // has ended and is still reported keeps its requests. A pod of which only the API server knows
 // (FlagStub, on itself and all its containers) is not, nor are the requests and restarts of init
-// containers that are to finish. Namespaces, workloads and the cluster are sums of pods alone.
+// containers that are to finish. Namespaces, workloads and the cluster are sums of pods alone. A pod that
+// two nodes have is counted once in them (see contest); each node's own rollup shows what its kubelet said,
+// so that the shares in it may add up to more. The totals say how many pods were left out so, and how many
+// pods and running containers in the sums have no CPU use: a sum is of the others then.
 //
 // Nothing is remembered but the inventory that SetInventory was given; after a crash it is read again.
 //
@@ -36,10 +41,13 @@ type Maker struct {
 	family family  // of the batch at hand
 	rows   []int32 // its pods that count
 	merged map[string]*namespace
+	shares []*Share           // of the tick at hand
+	claims map[claimKey]claim // of their pods
+	values []int64            // of the distribution at hand
 }
 
 // New returns a Maker without an inventory.
-func New() *Maker { return &Maker{merged: map[string]*namespace{}} }
+func New() *Maker { return &Maker{merged: map[string]*namespace{}, claims: map[claimKey]claim{}} }
 
 // Node turns a batch, after rates, into its node's rollup and the node's share. It takes the batch's
 // table and leaves it r's old one. seq is the batch's sequence in SAMPLES.
@@ -49,11 +57,12 @@ func (m *Maker) Node(b *proto.Batch, seq uint64, r *proto.Rollup) *Share {
 	r.Scope, r.Cluster, r.Name, r.Tick, r.Resolution = proto.ScopeNode, b.Cluster, b.Node, b.Tick, b.Resolution
 	r.Seq, r.Source, r.Dropped = seq, b.Source, b.Dropped
 	t := &r.Table
-	m.enrich(t)
+	m.enrich(t, b.Tick)
 	m.pods(t)
 	counted := m.countedPods(t)
 	nodeSums(t, counted)
 	s := m.share(t, counted)
+	s.Node = b.Node
 	s.Entities, s.Stale = markStale(t)
 	s.append(t)
 	return s

@@ -1,8 +1,11 @@
 package rollup
 
 import (
+	"fmt"
 	"math"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/heapstream/heapstream/proto"
 )
@@ -28,7 +31,7 @@ func container(b *proto.Batch, pod int, name string, delta, span int64, custom p
 func batch() (b *proto.Batch, pod int) {
 	b = &proto.Batch{Cluster: "c", Node: "n", Tick: 1}
 	b.AddEntity(proto.Entity{Kind: proto.KindNode, Parent: -1, Name: "n"})
-	return b, b.AddEntity(proto.Entity{Kind: proto.KindPod, Namespace: "ns", Name: "p", UID: "u"})
+	return b, b.AddEntity(proto.Entity{Kind: proto.KindPod, Namespace: "ns", Name: "p", UID: "u", Phase: proto.PhaseRunning})
 }
 
 // The sum of millicores is a sum of truncated integers, as Heapster's; nanocores are exact.
@@ -56,7 +59,12 @@ func TestSumsOfRatesAreHeapsters(t *testing.T) {
 	if r.Seq != 7 || r.Scope != proto.ScopeNode || len(r.Entities) != 6 {
 		t.Errorf("rollup %+v", r.Entities)
 	}
-	sums := m.Tick([]*Share{share, share})
+	b, pod = batch()
+	b.Entities[pod].Name, b.Entities[pod].UID = "q", "v"
+	container(b, pod, "a", 1_999_999, 1e9, proto.Int(1))
+	container(b, pod, "b", 2_999_999, 1e9, proto.Int(2))
+	other := m.Node(b, 8, &r)
+	sums := m.Tick([]*Share{share}, []*Share{other})
 	m.Totals(sums, &r)
 	check(0, proto.CPUUsageRate, "6")
 	check(0, proto.CPUUsageNanocores, "9999996")
@@ -123,23 +131,114 @@ func TestContainersApartFromTheirPodCount(t *testing.T) {
 	}
 }
 
-// A static pod and a bare one are their own workloads; a controller that nobody knows the owner of is one.
+// What a pod belongs to, by what the inventory knows, what names say, and what the API server has told.
 func TestWorkloadsOfPods(t *testing.T) {
 	m := New()
 	m.SetInventory(proto.InventoryOwners, []*proto.Inventory{{Owners: []proto.InventoryOwner{
-		{Namespace: "ns", Object: proto.Owner{Kind: "ReplicaSet", Name: "web-1"}, Owner: proto.Owner{Kind: "Deployment", Name: "web"}}}}})
+		{Namespace: "ns", Object: proto.Owner{Kind: "ReplicaSet", Name: "web-1"}, Owner: proto.Owner{Kind: "Deployment", Name: "web"}},
+		{Namespace: "ns", Object: proto.Owner{Kind: "ReplicaSet", Name: "roll-5d"}, Owner: proto.Owner{Kind: "Rollout", Name: "roll"}},
+		{Namespace: "ns", Object: proto.Owner{Kind: "Job", Name: "sync-now"}, Owner: proto.Owner{Kind: "CronJob", Name: "sync"}}}}})
+	at := proto.Tick(time.Date(2026, 11, 20, 10, 0, 0, 0, time.UTC).UnixMilli())
+	minute := int64(at) / 60_000
+	pod := proto.Entity{Kind: proto.KindPod, Namespace: "ns", Name: "p", Phase: proto.PhaseRunning,
+		Labels: []proto.Label{{Key: "app", Value: "x"}, {Key: "pod-template-hash", Value: "5d"}, {Key: "tier", Value: "y"}}}
+	owned := func(kind, name string) proto.Entity {
+		p := pod
+		p.Owner = proto.Owner{Kind: kind, Name: name}
+		return p
+	}
+	elsewhere, unlabelled, ended := owned("ReplicaSet", "web-1"), owned("ReplicaSet", "api-5d"), pod
+	elsewhere.Namespace, unlabelled.Labels, ended.Phase = "other", nil, proto.PhaseFailed
+	untold, missing := pod, pod
+	untold.Phase, missing.Flags = proto.PhaseUnknown, proto.FlagNotInAPI
 	for _, c := range []struct {
-		namespace   string
-		owner, want proto.Owner
+		name string
+		pod  proto.Entity
+		want proto.Owner
 	}{
-		{"ns", proto.Owner{Kind: "ReplicaSet", Name: "web-1"}, proto.Owner{Kind: "Deployment", Name: "web"}},
-		{"other", proto.Owner{Kind: "ReplicaSet", Name: "web-1"}, proto.Owner{Kind: "ReplicaSet", Name: "web-1"}},
-		{"ns", proto.Owner{Kind: "DaemonSet", Name: "d"}, proto.Owner{Kind: "DaemonSet", Name: "d"}},
-		{"ns", proto.Owner{Kind: "Node", Name: "n"}, proto.Owner{Kind: "Pod", Name: "p"}},
-		{"ns", proto.Owner{}, proto.Owner{Kind: "Pod", Name: "p"}},
+		{"the inventory knows", owned("ReplicaSet", "web-1"), proto.Owner{Kind: "Deployment", Name: "web"}},
+		{"the inventory knows better than names", owned("ReplicaSet", "roll-5d"), proto.Owner{Kind: "Rollout", Name: "roll"}},
+		{"a job made by hand of a cron job", owned("Job", "sync-now"), proto.Owner{Kind: "CronJob", Name: "sync"}},
+		{"of the same name in another namespace", elsewhere, proto.Owner{Kind: "ReplicaSet", Name: "web-1"}},
+		{"called after the pods' hash", owned("ReplicaSet", "api-5d"), proto.Owner{Kind: "Deployment", Name: "api"}},
+		{"nothing before the hash", owned("ReplicaSet", "-5d"), proto.Owner{Kind: "ReplicaSet", Name: "-5d"}},
+		{"bare, and looks like it", unlabelled, proto.Owner{Kind: "ReplicaSet", Name: "api-5d"}},
+		{"scheduled this minute", owned("Job", fmt.Sprint("nightly-", minute)), proto.Owner{Kind: "CronJob", Name: "nightly"}},
+		{"scheduled long ago", owned("Job", fmt.Sprint("nightly-", minute-600_000)), proto.Owner{Kind: "Job", Name: fmt.Sprint("nightly-", minute-600_000)}},
+		{"called after a day", owned("Job", "backup-20261120"), proto.Owner{Kind: "Job", Name: "backup-20261120"}},
+		{"called after a number", owned("Job", "backup-1"), proto.Owner{Kind: "Job", Name: "backup-1"}},
+		{"a hash that is a minute", owned("ReplicaSet", fmt.Sprint("x-", minute)), proto.Owner{Kind: "ReplicaSet", Name: fmt.Sprint("x-", minute)}},
+		{"daemon set", owned("DaemonSet", "d"), proto.Owner{Kind: "DaemonSet", Name: "d"}},
+		{"stateful set", owned("StatefulSet", "s"), proto.Owner{Kind: "StatefulSet", Name: "s"}},
+		{"replication controller", owned("ReplicationController", "rc"), proto.Owner{Kind: "ReplicationController", Name: "rc"}},
+		{"a kind of somebody else's", owned("SparkApplication", "pi"), proto.Owner{Kind: "SparkApplication", Name: "pi"}},
+		{"static", owned("Node", "n"), proto.Owner{Kind: "Pod", Name: "p"}},
+		{"bare", pod, proto.Owner{Kind: "Pod", Name: "p"}},
+		{"bare and ended", ended, proto.Owner{Kind: "Pod", Name: "p"}},
+		{"nobody has told of it", untold, proto.Owner{}},
+		{"the API server does not know it", missing, proto.Owner{}},
 	} {
-		if got := m.workload(&proto.Entity{Kind: proto.KindPod, Namespace: c.namespace, Name: "p", Owner: c.owner}); got != c.want {
-			t.Errorf("%v in %s belongs to %v, want %v", c.owner, c.namespace, got, c.want)
+		if got := m.workload(&c.pod, at); got != c.want {
+			t.Errorf("%s: belongs to %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+// Percentiles are by nearest rank: values of pods, the least that so many percent do not exceed.
+func TestPercentilesAreNearestRank(t *testing.T) {
+	upTo := func(n int) (list []int64) {
+		for i := range n {
+			list = append(list, int64(i+1))
+		}
+		return list
+	}
+	for _, c := range []struct{ pods, p50, p95 int64 }{{1, 1, 1}, {2, 1, 2}, {3, 2, 3}, {10, 5, 10}, {19, 10, 19}, {20, 10, 19}, {21, 11, 20}, {100, 50, 95}, {1000, 500, 950}} {
+		list := upTo(int(c.pods))
+		if p50, p95 := percentile(list, 50), percentile(list, 95); p50 != c.p50 || p95 != c.p95 {
+			t.Errorf("1 to %d: p50 %d, p95 %d; want %d, %d", c.pods, p50, p95, c.p50, c.p95)
+		}
+	}
+}
+
+// claimant is a share with one pod.
+func claimant(node, name, uid string, start int64) *Share {
+	s := &Share{Node: node, pods: []pod{{namespace: "ns", name: name, uid: uid, start: start, workload: proto.Owner{Kind: "StatefulSet", Name: "s"},
+		sum: Sum{Pods: 1, Containers: 1}}}}
+	s.add(func(string) string { return "" })
+	return s
+}
+
+// Of the pods that share a name or UID one counts, whatever the order in which their nodes spoke.
+func TestContestedPodsCountOnce(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		reported []*Share
+		standIn  []*Share
+		want     string // the nodes whose pods are left out
+	}{
+		{"none", []*Share{claimant("n1", "a", "1", 5), claimant("n2", "b", "2", 5)}, nil, ""},
+		{"newer name", []*Share{claimant("n1", "a", "1", 5), claimant("n2", "a", "2", 6)}, nil, "n1 for n2"},
+		{"older name", []*Share{claimant("n1", "a", "1", 6), claimant("n2", "a", "2", 5)}, nil, "n2 for n1"},
+		{"greater UID", []*Share{claimant("n1", "a", "1", 5), claimant("n2", "a", "2", 5)}, nil, "n1 for n2"},
+		{"start unknown", []*Share{claimant("n1", "a", "9", 0), claimant("n2", "a", "2", 5)}, nil, "n1 for n2"},
+		{"same UID", []*Share{claimant("n1", "a", "1", 5), claimant("n2", "b", "1", 6)}, nil, "n1 for n2"},
+		{"alike", []*Share{claimant("n1", "a", "1", 5), claimant("n2", "a", "1", 5)}, nil, "n2 for n1"},
+		{"alike, one stands in", []*Share{claimant("n2", "a", "1", 5)}, []*Share{claimant("n1", "a", "1", 5)}, "n1 for n2"},
+		{"newer, stands in", []*Share{claimant("n2", "a", "1", 5)}, []*Share{claimant("n1", "a", "1", 6)}, "n2 for n1"},
+		{"without UIDs", []*Share{claimant("n1", "a", "", 5), claimant("n2", "b", "", 5)}, nil, ""},
+		{"three", []*Share{claimant("n1", "a", "1", 5), claimant("n2", "a", "2", 7), claimant("n3", "a", "3", 6)}, nil, "n3 for n2, n1 for n2"},
+		{"the one in between loses and holds nothing", []*Share{claimant("n1", "a", "1", 7), claimant("n2", "a", "2", 6), claimant("n3", "c", "2", 5)}, nil, "n2 for n1"},
+	} {
+		tick := New().Tick(c.reported, c.standIn)
+		var got []string
+		for _, l := range tick.Contested {
+			got = append(got, l.Node+" for "+l.Counted)
+		}
+		if s := strings.Join(got, ", "); s != c.want {
+			t.Errorf("%s: left out %q, want %q", c.name, s, c.want)
+		}
+		if all := len(c.reported) + len(c.standIn); int(tick.cluster.Pods) != all-len(got) {
+			t.Errorf("%s: %d pods count, of %d %d are left out", c.name, tick.cluster.Pods, all, len(got))
 		}
 	}
 }

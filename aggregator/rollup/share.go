@@ -13,6 +13,11 @@ var summed = metricsOf(func(m *proto.Metric) bool { return m.Rule == proto.RollU
 
 const maxSummed = 16
 
+// placeOf is where a Sum has a summed metric.
+func placeOf(id proto.MetricID) int {
+	return slices.IndexFunc(summed, func(m *proto.Metric) bool { return m.ID == id })
+}
+
 // Sum is what the pods of one namespace or workload add up to.
 type Sum struct {
 	Pods, Containers int64
@@ -45,52 +50,124 @@ func (s *Sum) set(t *proto.Table, row int) {
 
 // Share is what one node adds to its cluster at one tick. It is not altered once made.
 type Share struct {
+	Node     string
 	Entities uint32 // rows of the node's rollup that were measured
 	Stale    uint32 // those of which a group stands in
 
+	pods       []pod            // that count, by namespace and workload
 	namespaces []namespaceShare // by name
 	workloads  []workloadShare  // by namespace, kind and name
+}
+
+// pod is one pod of a share.
+type pod struct {
+	namespace, name, uid string
+	workload             proto.Owner // none: not known
+	start                int64       // Unix ns; 0: not known
+	unrated              uint32      // running containers without CPU use
+	sum                  Sum
 }
 
 type namespaceShare struct {
 	name, uid string
 	sum       Sum
+	pods      []pod // a part of the share's
 }
 
 type workloadShare struct {
 	namespace string
 	workload  proto.Owner
 	sum       Sum
+	pods      []pod // a part of the share's
 }
 
-// share sums the counted pods, which it reorders.
+// share sums the counted pods.
 func (m *Maker) share(t *proto.Table, counted []int32) *Share {
 	slices.SortFunc(counted, func(a, b int32) int {
 		x, y := &t.Entities[a], &t.Entities[b]
 		return cmp.Or(strings.Compare(x.Namespace, y.Namespace), strings.Compare(x.Owner.Kind, y.Owner.Kind),
 			strings.Compare(x.Owner.Name, y.Owner.Name), cmp.Compare(a, b))
 	})
-	s := &Share{}
+	s := &Share{pods: make([]pod, len(counted))}
 	for i, row := range counted {
-		e := &t.Entities[row]
-		if i == 0 || e.Namespace != t.Entities[counted[i-1]].Namespace {
-			s.namespaces = append(s.namespaces, namespaceShare{name: e.Namespace, uid: m.uid(e.Namespace)})
+		m.pod(&s.pods[i], t, int(row))
+	}
+	s.add(m.uid)
+	return s
+}
+
+// pod reads a row.
+func (m *Maker) pod(p *pod, t *proto.Table, row int) {
+	e := &t.Entities[row]
+	*p = pod{namespace: e.Namespace, name: e.Name, uid: e.UID, workload: e.Owner, sum: Sum{Pods: 1}}
+	if birth, ok := t.Values.Get(row, proto.FieldBirth); ok {
+		p.start = birth
+	} else {
+		p.start, _ = t.Values.Get(row, proto.FieldStart)
+	}
+	p.sum.Containers, _ = t.Values.Get(row, proto.ContainerCount.Field())
+	for i, metric := range summed {
+		if v, ok := stored(t, row, metric); ok {
+			p.sum.has |= 1 << i
+			p.sum.values[i] = v
 		}
-		if i == 0 || e.Namespace != t.Entities[counted[i-1]].Namespace || e.Owner != t.Entities[counted[i-1]].Owner {
-			s.workloads = append(s.workloads, workloadShare{namespace: e.Namespace, workload: e.Owner})
+	}
+	for c := m.family.first[row]; c != 0; c = m.family.next[c] {
+		if _, ok := stored(t, int(c), cpuUse); !ok && runs(t, int(c)) {
+			p.unrated++
 		}
-		pod := Sum{Pods: 1}
-		pod.Containers, _ = t.Values.Get(int(row), proto.ContainerCount.Field())
-		for i, metric := range summed {
-			if v, ok := stored(t, int(row), metric); ok {
-				pod.has |= 1 << i
-				pod.values[i] = v
+	}
+}
+
+// runs reports whether a container is running: as the API server says, or as it was measured where that has
+// not told.
+func runs(t *proto.Table, row int) bool {
+	_, measured := t.Values.Get(row, proto.CPUUsage.Field())
+	f := t.Entities[row].Flags
+	return f&proto.FlagRunning != 0 || measured && f&proto.FlagTerminated == 0
+}
+
+var (
+	cpuUse   = proto.MetricByID(proto.CPUUsageRate)
+	cpuPlace = placeOf(proto.CPUUsageRate)
+)
+
+// add sums the share's pods by namespace and workload. uid tells that of a namespace.
+func (s *Share) add(uid func(namespace string) string) {
+	for from := 0; from < len(s.pods); {
+		n := namespaceShare{name: s.pods[from].namespace, uid: uid(s.pods[from].namespace)}
+		to := from
+		for to < len(s.pods) && s.pods[to].namespace == n.name {
+			w := workloadShare{namespace: n.name, workload: s.pods[to].workload}
+			first := to
+			for ; to < len(s.pods) && s.pods[to].namespace == n.name && s.pods[to].workload == w.workload; to++ {
+				w.sum.add(&s.pods[to].sum)
+			}
+			w.pods = s.pods[first:to:to]
+			n.sum.add(&w.sum)
+			if w.workload.Kind != "" {
+				s.workloads = append(s.workloads, w)
 			}
 		}
-		s.namespaces[len(s.namespaces)-1].sum.add(&pod)
-		s.workloads[len(s.workloads)-1].sum.add(&pod)
+		n.pods = s.pods[from:to:to]
+		s.namespaces = append(s.namespaces, n)
+		from = to
 	}
-	return s
+}
+
+// without is the share without the pods at these places.
+func (s *Share) without(lost map[int]bool) *Share {
+	left := &Share{Node: s.Node, Entities: s.Entities, Stale: s.Stale, pods: make([]pod, 0, len(s.pods))}
+	for i := range s.pods {
+		if !lost[i] {
+			left.pods = append(left.pods, s.pods[i])
+		}
+	}
+	left.add(func(namespace string) string {
+		at, _ := slices.BinarySearchFunc(s.namespaces, namespace, func(n namespaceShare, name string) int { return strings.Compare(n.name, name) })
+		return s.namespaces[at].uid
+	})
+	return left
 }
 
 func (m *Maker) uid(namespace string) string {
@@ -108,10 +185,6 @@ func (s *Share) append(t *proto.Table) {
 	}
 	for i := range s.workloads {
 		w := &s.workloads[i]
-		w.sum.set(t, t.AddEntity(w.entity()))
+		w.sum.set(t, t.AddEntity(workloadEntity(w.namespace, w.workload)))
 	}
-}
-
-func (w *workloadShare) entity() proto.Entity {
-	return proto.Entity{Kind: proto.KindWorkload, Parent: -1, Namespace: w.namespace, Name: w.workload.Name, Owner: w.workload}
 }
