@@ -83,7 +83,7 @@ func TestStandInsAreNoNewPoints(t *testing.T) {
 }
 
 func TestAllMetricsWhenAsked(t *testing.T) {
-	got := strings.Join(encoded(build(t, "influxdb:?metrics=all"), sinktest.Oracle(t, "default")), "\n")
+	got := strings.Join(encoded(build(t, "influxdb:?extended=true"), sinktest.Oracle(t, "default")), "\n")
 	for _, want := range []string{"resource_id=imagefs,", "network/interface_rx,", "type=workload,workload_kind=Deployment,workload_name=web ", "persistentvolumeclaim=claim,"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no line has %q", want)

@@ -3,8 +3,7 @@
 //
 //	influxdb:[http://]host:port[?user=…&pw=…&db=…]
 //
-// One line a sample, names and tags as Heapster wrote them; batches of `batchsize` lines, `concurrency`
-// requests at once. The database, with a retention policy named "default", is created before the first
+// One line a sample, names and tags as Heapster wrote them; batches of `batchsize` lines. The database, with a retention policy named "default", is created before the first
 // write and again when InfluxDB says that it is gone; a user that may not create it writes anyway.
 //
 // Guarantee: exactly once. A line written again overwrites itself, since series and timestamp are the
@@ -30,7 +29,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/heapstream/heapstream/proto"
@@ -38,7 +36,7 @@ import (
 )
 
 // Kind is the sink influxdb.
-var Kind = sink.Kind{Key: "influxdb", Title: "InfluxDB Sink", Identity: []string{"db"}, New: New}
+var Kind = sink.Kind{Key: "influxdb", Title: "InfluxDB Sink", Guarantee: sink.OnceByOverwrite, Identity: []string{"db"}, New: New}
 
 // policy is the retention policy that Heapster wrote to and dashboards read.
 const policy = "default"
@@ -53,7 +51,6 @@ type influx struct {
 	db         string
 	retention  string // as given; "" leaves what is there
 	batch      int    // lines a request
-	parallel   int    // requests at once
 	agent      string
 	write      string // path and query of a write
 	client     *http.Client
@@ -70,11 +67,11 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	common := o.Common(d)
 	s := &influx{
 		user: o.String("user", "root"), pass: o.Secret("pw", "root"), db: o.String("db", "k8s"), retention: o.String("retention", "0"),
-		batch: o.Int("batchsize", 10000, 1), parallel: o.Int("concurrency", 1, 1),
+		batch: o.BatchSize(10000, 1e6),
 		agent: "heapstream/" + d.Version, log: d.Log,
 	}
 	s.enc = encoder{cluster: common.ClusterName, withFields: o.Bool("withfields", false)}
-	s.enc.view = sink.View{Labels: d.Labels, All: common.All}
+	s.enc.view = common.View
 	if o.Bool("disable_counter_metrics", false) {
 		s.enc.view.Skip = hasRate
 	}
@@ -91,13 +88,10 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	if s.retention == "0" {
 		s.retention = ""
 	}
-	if s.parallel > 64 {
-		o.Complain("`concurrency` flag is %d: at most 64", s.parallel)
-	}
 	if t.URL.User != nil {
 		o.Warn("the user in the address is not used: give `user` and `pw`")
 	}
-	tlsConfig := o.TLS()
+	s.client = o.HTTP()
 	if err := o.Done(); err != nil {
 		return nil, err
 	}
@@ -105,15 +99,6 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		d.Log.Warn(w)
 	}
 	s.write = "/write?" + url.Values{"consistency": {""}, "db": {s.db}, "precision": {""}, "rp": {policy}}.Encode()
-	s.client = &http.Client{
-		Transport: &http.Transport{
-			Proxy: http.ProxyFromEnvironment, TLSClientConfig: tlsConfig,
-			MaxIdleConnsPerHost: s.parallel, MaxConnsPerHost: s.parallel, IdleConnTimeout: 90 * time.Second,
-			TLSHandshakeTimeout: 10 * time.Second, MaxResponseHeaderBytes: 64 << 10,
-		},
-		// A redirected POST would come out as a GET that succeeds and writes nothing.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
 	return s, nil
 }
 
@@ -161,33 +146,13 @@ func (s *influx) Write(ctx context.Context, batch []sink.Message) error {
 	}
 }
 
-// writeLines writes all lines, in chunks, some at once.
+// writeLines writes all lines, in chunks.
 func (s *influx) writeLines(ctx context.Context) error {
-	var (
-		loss   losses
-		wg     sync.WaitGroup
-		mu     sync.Mutex
-		failed error
-		slots  = make(chan struct{}, s.parallel)
-	)
-	stopped := func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return failed != nil
+	var loss losses
+	var failed error
+	for from := 0; from < s.lines.len() && failed == nil; from += s.batch {
+		failed = s.writeChunk(ctx, from, min(from+s.batch, s.lines.len()), &loss)
 	}
-	for from := 0; from < s.lines.len() && !stopped(); from += s.batch {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			err := s.writeChunk(ctx, from, min(from+s.batch, s.lines.len()), &loss)
-			mu.Lock()
-			defer mu.Unlock()
-			if failed == nil {
-				failed = err
-			}
-		})
-	}
-	wg.Wait()
 	if errors.Is(failed, errNoDatabase) {
 		s.created = false
 		return failed
@@ -200,20 +165,15 @@ func (s *influx) writeLines(ctx context.Context) error {
 
 // losses are the lines of one Write that InfluxDB refused.
 type losses struct {
-	mu      sync.Mutex
 	refused []sink.Refused
 	late    int
 }
 
 func (l *losses) refuse(message, n int, part []byte, reason string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.refused = append(l.refused, sink.Refused{Message: message, Samples: n, Part: string(part), Reason: reason})
 }
 
 func (l *losses) tooOld(n int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.late += n
 }
 

@@ -45,7 +45,7 @@ import (
 )
 
 // Kind is the sink kafka.
-var Kind = sink.Kind{Key: "kafka", Title: "kafka", Identity: []string{"brokers", "timeseriestopic"}, New: New}
+var Kind = sink.Kind{Key: "kafka", Title: "kafka", Guarantee: sink.AtLeastOnce, Identity: []string{"brokers", "timeseriestopic"}, New: New}
 
 // clientID is a fixed name that brokers see, as Heapster's was.
 const clientID = "kafka-sink"
@@ -82,15 +82,21 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	common := o.Common(d)
 	s := &topic{
 		name:     o.String("timeseriestopic", "heapster-metrics"),
-		batch:    o.Int("batchsize", 10000, 1),
+		batch:    o.BatchSize(10000, 1e6),
 		maxBytes: o.Int("maxbytes", 900<<10, 1024),
 		create:   o.Bool("autocreate", false),
 		log:      d.Log,
 	}
-	s.enc = encoder{view: sink.View{Labels: d.Labels, All: common.All}, cluster: o.String("cluster_name", "")}
+	s.enc = encoder{view: common.View}
+	if common.Named {
+		s.enc.cluster = common.ClusterName
+	}
 	s.enc.whole = o.Choice("format", "json", "msgpack") == "msgpack"
-	if s.enc.whole && o.Given("metrics") {
-		o.Warn("option `metrics` means nothing with format=msgpack: a rollup is written whole")
+	if s.enc.whole && common.Filtered() {
+		o.Complain("`filter` and `rename` cannot be had with format=msgpack, which writes rollups whole: give format=json, or filter where they are read")
+	}
+	if s.enc.whole && o.Given("extended") {
+		o.Warn("option `extended` means nothing with format=msgpack: a rollup is written whole")
 	}
 	o.Elsewhere("eventstopic")
 

@@ -26,7 +26,7 @@ import (
 )
 
 // Kind is the sink log.
-var Kind = sink.Kind{Key: "log", Title: "Log Sink", New: New}
+var Kind = sink.Kind{Key: "log", Title: "Log Sink", Guarantee: sink.AtLeastOnce, New: New}
 
 type text struct {
 	out     io.Writer // nil: log
@@ -40,10 +40,20 @@ type text struct {
 func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	o := t.Options()
 	common := o.Common(d)
+	if common.Concurrency > 1 {
+		o.Complain("`concurrency` flag is %d: a text has one writer", common.Concurrency)
+	}
 	if err := o.Done(); err != nil {
 		return nil, err
 	}
-	return &text{out: d.Out, log: d.Log, view: sink.View{Labels: d.Labels, All: common.All}, cluster: o.String("cluster_name", "")}, nil
+	for _, w := range o.Warnings() {
+		d.Log.Warn(w)
+	}
+	s := &text{out: d.Out, log: d.Log, view: common.View}
+	if common.Named {
+		s.cluster = common.ClusterName
+	}
+	return s, nil
 }
 
 // Write writes a batch; see sink.Sink.

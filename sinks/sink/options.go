@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 	"strconv"
@@ -138,12 +139,12 @@ func (o *Options) Secret(name, def string) string {
 	case given && inFile:
 		o.Complain("`%s` and `%s_file` are both given: choose one", name, name)
 	case inFile:
-		b, err := os.ReadFile(file)
+		s, err := readSecret(file)
 		if err != nil {
 			o.Complain("`%s_file`: %w", name, err)
 			return def
 		}
-		return strings.TrimRight(string(b), "\r\n")
+		return s
 	case given:
 		return v
 	}
@@ -192,19 +193,61 @@ func (o *Options) Done() error {
 	return errors.Join(o.errs...)
 }
 
-// Common are the options that every sink has.
+// Common are the options that every sink has; see OptionsHelp.
 type Common struct {
 	ClusterName string        // `cluster_name`: what the sink calls the cluster; its name on the bus where not given
-	All         bool          // `metrics=all`: beside Heapster's metrics also those it did not have
+	Named       bool          // `cluster_name` was given
 	Timeout     time.Duration // `timeout` of one Write
+	Concurrency int           // `concurrency`: how many of this sink the worker builds and writes to at once
+
+	// View is what is to be written, with `filter`, `rename` and `extended` applied: an encoder begins
+	// with a copy of it. It must not be used by two goroutines at once.
+	View View
 }
+
+// MaxConcurrency bounds `concurrency`.
+const MaxConcurrency = 64
 
 // Common reads the options that every sink has.
 func (o *Options) Common(d Deps) Common {
-	return Common{
-		ClusterName: o.String("cluster_name", d.Cluster),
-		All:         o.Choice("metrics", "heapster", "all") == "all",
-		Timeout:     o.Duration("timeout", d.Timeout),
+	c := Common{
+		ClusterName: o.String("cluster_name", d.Cluster), Named: o.Given("cluster_name"),
+		Timeout: o.Duration("timeout", d.Timeout), Concurrency: o.concurrency(),
+		View: View{Labels: d.Labels, All: o.Bool("extended", false), filter: o.filter(), renames: o.renames()},
+	}
+	return c
+}
+
+func (o *Options) concurrency() int {
+	n := o.Int("concurrency", 1, 1)
+	if n > MaxConcurrency {
+		o.Complain("`concurrency` flag is %d: at most %d", n, MaxConcurrency)
+		return 1
+	}
+	return n
+}
+
+// BatchSize reads `batchsize`, the most samples in one request: def where it is not given, at most most.
+func (o *Options) BatchSize(def, most int) int {
+	n := o.Int("batchsize", def, 1)
+	if n > most {
+		o.Complain("`batchsize` flag is %d: at most %d", n, most)
+		return def
+	}
+	return n
+}
+
+// HTTP is a client for a sink that speaks HTTP, with the TLS of the options. It follows no redirect: a
+// redirected POST would come out as a GET that succeeds and writes nothing. One connection is enough, since a
+// sink writes one request at a time.
+func (o *Options) HTTP() *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			Proxy: http.ProxyFromEnvironment, TLSClientConfig: o.TLS(), ForceAttemptHTTP2: true,
+			MaxIdleConnsPerHost: 1, IdleConnTimeout: 90 * time.Second,
+			TLSHandshakeTimeout: 10 * time.Second, MaxResponseHeaderBytes: 64 << 10,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
@@ -275,6 +318,9 @@ func (s Since) From(now time.Time) (isNew bool, from time.Time) {
 	}
 	return s.now, s.at
 }
+
+// Concurrency is the option `concurrency` of a target that was checked before.
+func (t Target) Concurrency() int { return t.Options().concurrency() }
 
 // Timeout is the option `timeout` of a target that was checked before, or def.
 func (t Target) Timeout(def time.Duration) time.Duration {

@@ -50,17 +50,53 @@ type Message struct {
 	Data []byte // the encoded rollup, which proto.Decoder reads
 }
 
+// Guarantee is what a destination holds of a sample that was given to Write, once or several times. The
+// contract's suite (sinktest) proves what a Kind states.
+type Guarantee uint8
+
+// The guarantees.
+const (
+	// AtMostOnce: it may be missing, since the destination never says what it got.
+	AtMostOnce Guarantee = iota + 1
+	// AtLeastOnce: it is there, and may be there twice after a failure or a restart.
+	AtLeastOnce
+	// OnceByID: it is there once, since the destination drops what comes under an id that it has.
+	OnceByID
+	// OnceByOverwrite: it is there once, since one that comes again takes the place of the first.
+	OnceByOverwrite
+)
+
+// Once reports whether nothing is doubled, whatever happens.
+func (g Guarantee) Once() bool { return g == OnceByID || g == OnceByOverwrite }
+
+// String is the guarantee in words, as documents and `sinks list` have it.
+func (g Guarantee) String() string {
+	switch g {
+	case AtMostOnce:
+		return "at most once"
+	case AtLeastOnce:
+		return "at least once"
+	case OnceByID:
+		return "exactly once, by id"
+	case OnceByOverwrite:
+		return "exactly once, by overwriting"
+	}
+	return "not stated"
+}
+
 // Kind is a sort of destination.
 type Kind struct {
-	Key   string // in --sink, before the first colon
-	Title string // as Heapster named it in its logs and telemetry
+	Key       string    // in --sink, before the first colon
+	Title     string    // as Heapster named it in its logs and telemetry
+	Guarantee Guarantee // what delivery means here
 
 	// Identity names the options that, beside the address, say which destination is meant. They make the
 	// name of the sink, by which its position is kept; all other options may change without losing it.
 	Identity []string
 
 	// New checks the target's options and builds the sink. It opens nothing, starts nothing and does not
-	// block: a destination that is down at start is found out by the first Write.
+	// block: a destination that is down at start is found out by the first Write. It is called once for
+	// each unit of `concurrency`; sinks of one target share nothing.
 	New func(Target, Deps) (Sink, error)
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"net/url"
 	"os"
 	"slices"
@@ -147,6 +148,76 @@ func secret(name string) bool {
 		}
 	}
 	return false
+}
+
+// Secrets are what must not be told of a target.
+type Secrets []string
+
+// Secrets reads the target's secrets: values of options that hold one, the contents of files that do (one
+// that cannot be read has been complained about), and a password in the address.
+func (t Target) Secrets() (all Secrets) {
+	add := func(s string) {
+		if len(s) < 4 {
+			return // would be found in every other word, and is no secret
+		}
+		for _, form := range []string{s, url.QueryEscape(s)} {
+			if !slices.Contains(all, form) {
+				all = append(all, form)
+			}
+		}
+	}
+	for _, o := range t.query {
+		name, inFile := strings.CutSuffix(o.name, "_file")
+		switch {
+		case !secret(name):
+		case !inFile:
+			add(o.value)
+		default:
+			if b, err := readSecret(o.value); err == nil {
+				add(b)
+			}
+		}
+	}
+	password, _ := t.URL.User.Password()
+	add(password)
+	if user, _, ok := strings.Cut(t.URL.Opaque, "@"); ok {
+		_, password, _ = strings.Cut(user, ":")
+		add(strings.TrimPrefix(password, "//"))
+	}
+	slices.SortFunc(all, func(a, b string) int { return len(b) - len(a) }) // the longest first
+	return all
+}
+
+// Hide replaces secrets in a text, such as the answer of a destination that repeats them.
+func (s Secrets) Hide(text string) string {
+	for _, one := range s {
+		text = strings.ReplaceAll(text, one, redacted)
+	}
+	return text
+}
+
+// maxSecret bounds a file that holds a secret.
+const maxSecret = 64 << 10
+
+// readSecret reads a file that holds a secret; newlines at its end are dropped.
+func readSecret(file string) (string, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
+	switch {
+	case err != nil:
+		return "", err
+	case len(b) > maxSecret:
+		return "", fmt.Errorf("%q is larger than %d bytes", file, maxSecret)
+	}
+	s := strings.TrimRight(string(b), "\r\n")
+	if s == "" {
+		return "", fmt.Errorf("%q is empty", file)
+	}
+	return s, nil
 }
 
 // Host is host:port of the address, whether it was written with a scheme (http://host:port) or without

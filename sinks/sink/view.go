@@ -12,18 +12,32 @@ import (
 //
 // It leaves out what is not to be written: shares of namespaces and workloads that travel in the rollup
 // of a node (their sums come in rollups of their own); samples that stand in for one that did not
-// advance, unless they are part of a sum over pods; values that are not numbers; and, unless All is
-// set, whatever Heapster did not have: further metrics, devices and labels, and workloads.
+// advance, unless they are part of a sum over pods; values that are not numbers; unless All is set,
+// whatever Heapster did not have: further metrics, devices and labels, and workloads; and what the
+// operator's filters leave out. Metrics bear the names that the operator gave them. Take it from
+// [Options.Common].
 type View struct {
 	Labels proto.LabelFormat
 	All    bool
 	// Skip, if set, leaves out metrics of the catalogue. It is asked once per metric.
 	Skip func(*proto.Metric) bool
 
-	metrics [kinds][]*proto.Metric       // of entities, by kind
-	devices [deviceKinds][]*proto.Metric // of devices, by kind
-	labels  []proto.Label                // of the present entity
+	filter  *filter
+	renames []rename
+
+	metrics [kinds][]metric       // of entities, by kind
+	devices [deviceKinds][]metric // of devices, by kind
+	none    [kinds]bool           // kinds that are not written
+	plain   bool                  // samples without a device are written
+	labels  []proto.Label         // of the present entity
+	extras  map[string]extra
 	ready   bool
+}
+
+// metric is one of the catalogue and the name it is written under.
+type metric struct {
+	*proto.Metric
+	as string
 }
 
 const (
@@ -35,8 +49,8 @@ const (
 func (v *View) prepare() {
 	all := proto.Metrics()
 	for i := range all {
-		m := &all[i]
-		if v.Skip != nil && v.Skip(m) {
+		m := metric{&all[i], renamed(v.renames, all[i].Name)}
+		if v.Skip != nil && v.Skip(m.Metric) || v.filter != nil && !v.filter.metric.passes(m.Name) {
 			continue
 		}
 		if m.Device != 0 {
@@ -52,6 +66,10 @@ func (v *View) prepare() {
 			}
 		}
 	}
+	for k := proto.KindCluster; int(k) < kinds; k++ {
+		v.none[k] = v.filter != nil && !v.filter.kind.passes(k.String())
+	}
+	v.plain = v.filter.device(nil)
 	v.ready = true
 }
 
@@ -80,10 +98,13 @@ func (v *View) Entities(r *proto.Rollup) iter.Seq[*Entity] {
 				continue // of a newer version
 			case r.Scope == proto.ScopeNode && (e.Kind == proto.KindNamespace || e.Kind == proto.KindWorkload):
 				continue // this node's share of it
-			case e.Kind == proto.KindWorkload && !v.All:
+			case e.Kind == proto.KindWorkload && !v.All, v.none[e.Kind]:
 				continue
 			}
 			v.labels = v.Labels.AppendEntityLabels(v.labels[:0], &r.Table, row)
+			if !v.filter.entity(r, row, v.labels) {
+				continue
+			}
 			e.Row, e.Labels = row, v.labels
 			if !yield(&e) {
 				return
@@ -109,14 +130,14 @@ func (e *Entity) Samples(yield func(*proto.Sample) bool) {
 		}
 	}
 	for _, m := range v.metrics[e.Kind] {
-		if standsIn[m.Group&15] {
+		if standsIn[m.Group&15] || !v.plain {
 			continue
 		}
 		value, ok := t.Value(row, m.ID)
 		if !ok || !finite(value) {
 			continue
 		}
-		s = proto.Sample{Metric: m, Name: m.Name, Value: value, Counter: m.Shape == proto.Counter}
+		s = proto.Sample{Metric: m.Metric, Name: m.as, Value: value, Counter: m.Shape == proto.Counter}
 		if !yield(&s) {
 			return
 		}
@@ -127,7 +148,7 @@ func (e *Entity) Samples(yield func(*proto.Sample) bool) {
 		if int(dev.Kind) >= deviceKinds || t.DeviceStandsIn(d) {
 			continue
 		}
-		if !v.All && dev.Ours() {
+		if !v.All && dev.Ours() || !v.filter.device(dev) {
 			continue
 		}
 		for _, m := range v.devices[dev.Kind] {
@@ -135,18 +156,22 @@ func (e *Entity) Samples(yield func(*proto.Sample) bool) {
 			if !ok || !finite(value) {
 				continue
 			}
-			s = proto.Sample{Metric: m, Name: m.Name, Value: value, Counter: m.Shape == proto.Counter, Device: dev}
+			s = proto.Sample{Metric: m.Metric, Name: m.as, Value: value, Counter: m.Shape == proto.Counter, Device: dev}
 			if !yield(&s) {
 				return
 			}
 		}
 	}
-	for i := firstExtra(t.Extras, row); i < len(t.Extras) && int(t.Extras[i].Entity) == row; i++ {
+	for i := firstExtra(t.Extras, row); v.plain && i < len(t.Extras) && int(t.Extras[i].Entity) == row; i++ {
 		x := &t.Extras[i]
 		if !finite(x.Value) {
 			continue
 		}
-		s = proto.Sample{Name: x.Name, Value: x.Value, Counter: x.Counter}
+		as := v.extra(x.Name)
+		if as.skip {
+			continue
+		}
+		s = proto.Sample{Name: as.name, Value: x.Value, Counter: x.Counter}
 		if !yield(&s) {
 			return
 		}

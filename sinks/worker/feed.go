@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"strconv"
 	"sync"
@@ -21,28 +22,54 @@ type feeder struct {
 	log     *slog.Logger
 	tel     *feedTelemetry
 	dec     *proto.Decoder
-	sink    sink.Sink
+	lanes   []*lane
 	timeout time.Duration
+
+	secrets sink.Secrets // of the target, to be kept out of what is told
 
 	durable *bus.Durable
 	rollups []*proto.Rollup // reused from batch to batch
-	failing time.Time       // since when Write fails; zero while it does not
-	said    time.Time       // when that was logged last
+
+	mu      sync.Mutex
+	down    int       // lanes that fail; under mu, as are the next two
+	failing time.Time // since when any does; zero while none does
+	said    time.Time // when that was logged last
+}
+
+// lane is one of the sinks that a batch is parted among, as many as the option concurrency says. What is of
+// one node, of one namespace or of the cluster goes by one lane, so every series stays in order; no lane
+// begins the next batch before all have ended this one.
+type lane struct {
+	*feeder
+
+	sink     sink.Sink
+	in       []bus.Delivery // its part of the present batch
+	messages []sink.Message
+	down     bool // its last Write failed
 }
 
 // feed feeds the sink from one cluster until ctx ends (nil), or until the bus refuses for good.
 func (w *Worker) feed(ctx context.Context, cluster string) (err error) {
 	deps := w.sinkDeps(cluster)
-	f := &feeder{w: w, cluster: cluster, log: deps.Log, tel: w.deps.Telemetry.feed(w.cfg.Name, cluster), dec: proto.NewDecoder()}
+	f := &feeder{w: w, cluster: cluster, log: deps.Log, tel: w.deps.Telemetry.feed(w.cfg.Name, cluster), dec: proto.NewDecoder(), secrets: w.cfg.Target.Secrets()}
 	defer f.tel.forget()
-	if f.sink, err = w.cfg.Kind.New(w.cfg.Target, deps); err != nil {
-		return err // was checked in New: a file has gone meanwhile
-	}
 	defer func() {
-		if closeErr := f.sink.Close(); closeErr != nil {
-			f.log.Warn("sink did not close in order", "err", closeErr)
+		for _, l := range f.lanes {
+			if closeErr := l.sink.Close(); closeErr != nil {
+				f.log.Warn("sink did not close in order", "err", f.secrets.Hide(closeErr.Error()))
+			}
 		}
 	}()
+	for n := range w.cfg.Target.Concurrency() {
+		if n == 1 {
+			deps.Log = slog.New(slog.DiscardHandler) // warnings about options are said once
+		}
+		s, err := w.cfg.Kind.New(w.cfg.Target, deps)
+		if err != nil {
+			return err // was checked in New: a file has gone meanwhile
+		}
+		f.lanes = append(f.lanes, &lane{feeder: f, sink: s})
+	}
 	f.timeout = w.cfg.Target.Timeout(deps.Timeout)
 	missing := false
 	for n := 0; ; n++ {
@@ -88,14 +115,14 @@ func (f *feeder) read(ctx context.Context, attempts *int) error {
 	defer watch.Wait()
 	defer stop()
 	for {
-		batch, err := f.durable.NextBatch(ctx, f.w.cfg.Batch)
+		batch, err := f.durable.NextBatch(ctx, f.w.cfg.Batch*len(f.lanes))
 		if err != nil {
 			return err
 		}
 		*attempts = 0
 		for len(batch) > 0 {
 			n, size := 0, 0
-			for n < len(batch) && (n == 0 || size+len(batch[n].Data) <= maxBatchBytes) {
+			for n < len(batch) && (n == 0 || size+len(batch[n].Data) <= maxBatchBytes*len(f.lanes)) {
 				size += len(batch[n].Data)
 				n++
 			}
@@ -110,13 +137,16 @@ func (f *feeder) read(ctx context.Context, attempts *int) error {
 // handle decodes deliveries and sees to it that each is written, or in DEAD. Its error is that of ctx,
 // or of the bus: then what is not settled comes again.
 func (f *feeder) handle(ctx context.Context, batch []bus.Delivery) error {
-	messages := make([]sink.Message, 0, len(batch))
-	in := make([]bus.Delivery, 0, len(batch))
 	for len(f.rollups) < len(batch) {
 		f.rollups = append(f.rollups, new(proto.Rollup))
 	}
-	for _, d := range batch {
-		r := f.rollups[len(messages)]
+	for _, l := range f.lanes {
+		clear(l.in)
+		clear(l.messages)
+		l.in, l.messages = l.in[:0], l.messages[:0]
+	}
+	for i, d := range batch {
+		r := f.rollups[i]
 		if err := f.dec.Rollup(d.Data, r); err != nil {
 			f.tel.undecodable.Inc()
 			f.log.Warn("rollup cannot be decoded", "subject", d.Subject, "seq", d.Seq, "err", err)
@@ -125,13 +155,37 @@ func (f *feeder) handle(ctx context.Context, batch []bus.Delivery) error {
 			}
 			continue
 		}
-		in = append(in, d)
-		messages = append(messages, sink.Message{Rollup: r, ID: MessageID(r), Data: d.Data})
+		l := f.lanes[laneOf(d.Subject, len(f.lanes))]
+		l.in = append(l.in, d)
+		l.messages = append(l.messages, sink.Message{Rollup: r, ID: MessageID(r), Data: d.Data})
 	}
-	if len(messages) == 0 {
-		return nil
+	if len(f.lanes) == 1 {
+		return f.lanes[0].write(ctx, f.lanes[0].in, f.lanes[0].messages)
 	}
-	return f.write(ctx, in, messages)
+	errs := make([]error, len(f.lanes))
+	var writing sync.WaitGroup
+	for i, l := range f.lanes {
+		if len(l.messages) > 0 {
+			writing.Go(func() { errs[i] = l.write(ctx, l.in, l.messages) })
+		}
+	}
+	writing.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// laneOf is the lane of a subject: one node's or namespace's rollups, or the cluster's totals.
+func laneOf(subject string, lanes int) int {
+	if lanes == 1 {
+		return 0
+	}
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(subject)) // a hash does not fail
+	return int(h.Sum32() % uint32(lanes))
 }
 
 // MessageID identifies a rollup to a destination: the same for the same rollup, whenever and by whomever
@@ -148,37 +202,41 @@ func MessageID(r *proto.Rollup) string {
 }
 
 // write writes messages until they are written or refused for good, and settles their deliveries.
-func (f *feeder) write(ctx context.Context, in []bus.Delivery, messages []sink.Message) error {
+func (l *lane) write(ctx context.Context, in []bus.Delivery, messages []sink.Message) error {
+	if len(messages) == 0 {
+		return nil
+	}
 	for n := 0; ; n++ {
 		began := time.Now()
-		err := f.attempt(ctx, messages)
-		f.tel.took.Observe(time.Since(began).Seconds())
+		err := l.attempt(ctx, messages)
+		l.tel.took.Observe(time.Since(began).Seconds())
 		var partial *sink.Partial
 		errors.As(err, &partial)
 		switch {
 		case err == nil:
-			f.recovered()
-			return f.settle(ctx, in, nil)
+			l.recovered()
+			return l.settle(ctx, in, nil)
 		case partial != nil && partial.Err == nil:
-			f.recovered()
-			f.tel.late.Add(float64(partial.Late))
-			return f.settle(ctx, in, partial.Refused)
+			l.recovered()
+			l.tel.late.Add(float64(partial.Late))
+			return l.settle(ctx, in, partial.Refused)
 		case sink.IsPermanent(err):
-			f.recovered()
+			l.recovered()
 			if half := len(messages) / 2; half > 0 {
-				if err := f.write(ctx, in[:half], messages[:half]); err != nil {
+				if err := l.write(ctx, in[:half], messages[:half]); err != nil {
 					return err
 				}
-				return f.write(ctx, in[half:], messages[half:])
+				return l.write(ctx, in[half:], messages[half:])
 			}
-			f.log.Warn("rollup is refused for good", "seq", in[0].Seq, "subject", in[0].Subject, "err", err)
-			f.tel.refusedRollups.Inc()
-			return f.dead(ctx, in[0], err.Error(), nil)
+			reason := l.secrets.Hide(err.Error())
+			l.log.Warn("rollup is refused for good", "seq", in[0].Seq, "subject", in[0].Subject, "err", reason)
+			l.tel.refusedRollups.Inc()
+			return l.dead(ctx, in[0], reason, nil)
 		case ctx.Err() != nil:
 			return ctx.Err()
 		}
-		f.failed(err, n)
-		if err := f.w.cfg.Retry.Wait(ctx, n, sink.RetryAfterOf(err)); err != nil {
+		l.failed(err, n)
+		if err := l.w.cfg.Retry.Wait(ctx, n, sink.RetryAfterOf(err)); err != nil {
 			return err
 		}
 	}
@@ -186,11 +244,11 @@ func (f *feeder) write(ctx context.Context, in []bus.Delivery, messages []sink.M
 
 // attempt is one Write, with its deadline. After a wished stop it may go on for the grace, so that a
 // restart does not leave the destination with something half said; after a lost lease it ends at once.
-func (f *feeder) attempt(ctx context.Context, messages []sink.Message) error {
+func (l *lane) attempt(ctx context.Context, messages []sink.Message) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.timeout)
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
 	defer cancel()
 	written := make(chan struct{})
 	var guard sync.WaitGroup
@@ -206,7 +264,7 @@ func (f *feeder) attempt(ctx context.Context, messages []sink.Message) error {
 			cancel()
 			return
 		}
-		grace := time.NewTimer(f.w.cfg.Grace)
+		grace := time.NewTimer(l.w.cfg.Grace)
 		defer grace.Stop()
 		select {
 		case <-written:
@@ -214,7 +272,7 @@ func (f *feeder) attempt(ctx context.Context, messages []sink.Message) error {
 			cancel()
 		}
 	})
-	return f.sink.Write(within, messages)
+	return l.sink.Write(within, messages)
 }
 
 // refusedHeader carries the parts of a message in DEAD that were refused, quoted, one a value.
@@ -236,7 +294,7 @@ func (f *feeder) settle(ctx context.Context, in []bus.Delivery, refused []sink.R
 				continue
 			}
 			if samples += r.Samples; reason == "" {
-				reason = r.Reason
+				reason = f.secrets.Hide(r.Reason)
 			}
 			if r.Part != "" && len(parts) < maxParts {
 				parts = append(parts, strconv.QuoteToASCII(r.Part[:min(len(r.Part), maxPartBytes)]))
@@ -289,20 +347,39 @@ func (f *feeder) dead(ctx context.Context, d bus.Delivery, reason string, parts 
 // repeat is how often a failure that lasts is logged again.
 const repeat = 5 * time.Minute
 
-func (f *feeder) failed(err error, n int) {
+// failed notes that a Write failed, and says so when it begins and now and then.
+func (l *lane) failed(err error, n int) {
+	f := l.feeder
 	f.tel.retried.Inc()
 	f.tel.up.Set(0)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !l.down {
+		l.down = true
+		f.down++
+	}
 	now := time.Now()
 	if f.failing.IsZero() {
 		f.failing = now
 	}
 	if f.said.IsZero() || now.Sub(f.said) >= repeat {
 		f.said = now
-		f.log.Warn("sink does not take rollups, trying again", "attempt", n+1, "took", now.Sub(f.failing).Round(time.Second), "err", err)
+		f.log.Warn("sink does not take rollups, trying again", "attempt", n+1, "took", now.Sub(f.failing).Round(time.Second), "err", f.secrets.Hide(err.Error()))
 	}
 }
 
-func (f *feeder) recovered() {
+// recovered notes that the destination answered a Write, and says so where none did before.
+func (l *lane) recovered() {
+	f := l.feeder
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if l.down {
+		l.down = false
+		f.down--
+	}
+	if f.down > 0 {
+		return
+	}
 	f.tel.up.Set(1)
 	if !f.failing.IsZero() {
 		f.log.Info("sink takes rollups again", "took", time.Since(f.failing).Round(time.Millisecond))
