@@ -66,6 +66,8 @@ type Inventory struct {
 	nsRevision  atomic.Uint64
 	ownRevision atomic.Uint64 // of replicaSets and jobs
 
+	registered chan struct{}
+
 	revision uint64
 	sent     [4]struct {
 		at       time.Time
@@ -79,25 +81,19 @@ type Inventory struct {
 
 // New makes an Inventory; it opens nothing.
 func New(cfg Config, deps Deps) *Inventory {
-	v := &Inventory{cfg: cfg, deps: deps, enc: proto.NewEncoder(), state: errors.New("the inventory has not been published yet")}
+	v := &Inventory{cfg: cfg, deps: deps, enc: proto.NewEncoder(), registered: make(chan struct{}), state: errors.New("the inventory has not been published yet")}
 	if v.deps.Now == nil {
 		v.deps.Now = time.Now
 	}
 	v.namespaces = kube.NewMirror(deps.Client, kube.Namespaces, deps.Log, func(o runtime.Object) proto.InventoryNamespace {
-		m := metadata(o)
-		ns := proto.InventoryNamespace{Name: m.GetName(), UID: string(m.GetUID())}
-		for k, val := range m.GetLabels() {
-			ns.Labels = append(ns.Labels, proto.Label{Key: k, Value: val})
-		}
-		slices.SortFunc(ns.Labels, func(a, b proto.Label) int { return cmp.Compare(a.Key, b.Key) })
-		return ns
+		return namespaceOf(o.(*metav1.PartialObjectMetadata)) //nolint:forcetypeassert // the mirror checks it
 	}, func(_ string, old, now *proto.InventoryNamespace) {
 		if old == nil || now == nil || old.UID != now.UID || !slices.Equal(old.Labels, now.Labels) {
 			v.nsRevision.Add(1)
 		}
 	})
 	controller := func(o runtime.Object) proto.Owner {
-		return Controller(metadata(o).GetOwnerReferences())
+		return Controller(o.(*metav1.PartialObjectMetadata).OwnerReferences) //nolint:forcetypeassert // the mirror checks it
 	}
 	changed := func(_ string, old, now *proto.Owner) {
 		if old == nil || now == nil || *old != *now {
@@ -109,13 +105,14 @@ func New(cfg Config, deps Deps) *Inventory {
 	return v
 }
 
-// metadata is that of an object of which only metadata was asked for: a server that does not know how
-// to cut it out sends the whole.
-func metadata(o runtime.Object) metav1.Object {
-	if m, ok := o.(metav1.Object); ok {
-		return m
+func namespaceOf(m *metav1.PartialObjectMetadata) proto.InventoryNamespace {
+	ns := proto.InventoryNamespace{Name: m.Name, UID: string(m.UID)}
+	for k, v := range m.Labels {
+		ns.Labels = append(ns.Labels, proto.Label{Key: k, Value: v})
 	}
-	return &metav1.ObjectMeta{}
+	slices.SortFunc(ns.Labels, func(a, b proto.Label) int { return cmp.Compare(a.Key, b.Key) })
+	ns.Labels = fitting(ns.Labels)
+	return ns
 }
 
 // Controller is the owner that controls an object; zero where there is none.
@@ -127,6 +124,9 @@ func Controller(refs []metav1.OwnerReference) proto.Owner {
 	}
 	return proto.Owner{}
 }
+
+// Registered is closed once the cluster is known to be the one of its name.
+func (v *Inventory) Registered() <-chan struct{} { return v.registered }
 
 // Ready says in words why there is no inventory of this cluster; nil when it has been published by
 // us, or is another's duty.
@@ -159,6 +159,7 @@ func (v *Inventory) Run(ctx context.Context) error {
 		}
 		return err
 	}
+	close(v.registered)
 	for ctx.Err() == nil {
 		if err := v.lead(ctx); err != nil && ctx.Err() == nil {
 			return err
@@ -324,11 +325,25 @@ func (v *Inventory) send(ctx context.Context, subject proto.InventorySubject, na
 	return nil
 }
 
-// split cuts rows into parts; an empty whole is one empty part.
-func split[T any](rows []T, set func(*proto.Inventory, []T)) []proto.Inventory {
+// What one part and the labels of one namespace may take before compression, so that any inventory can
+// be encoded and read: real ones have a fraction of it.
+const (
+	maxPartBytes  = 2 << 20
+	maxLabelBytes = 256 << 10
+	maxLabels     = 2048
+)
+
+// split cuts rows into parts by their number and size; an empty whole is one empty part.
+func split[T any](rows []T, size func(*T) int, set func(*proto.Inventory, []T)) []proto.Inventory {
 	parts := make([]proto.Inventory, 0, 1+len(rows)/proto.MaxPartRows)
 	for {
-		n := min(len(rows), proto.MaxPartRows)
+		n, bytes := 0, 0
+		for n < min(len(rows), proto.MaxPartRows) {
+			if bytes += size(&rows[n]); n > 0 && bytes > maxPartBytes {
+				break
+			}
+			n++
+		}
 		var p proto.Inventory
 		set(&p, rows[:n])
 		parts = append(parts, p)
@@ -338,18 +353,41 @@ func split[T any](rows []T, set func(*proto.Inventory, []T)) []proto.Inventory {
 	}
 }
 
+// fitting is as many of the labels as a namespace may have.
+func fitting(labels []proto.Label) []proto.Label {
+	labels = labels[:min(len(labels), maxLabels)]
+	bytes := 0
+	for i := range labels {
+		if bytes += len(labels[i].Key) + len(labels[i].Value); bytes > maxLabelBytes {
+			return labels[:i]
+		}
+	}
+	return labels
+}
+
 func (v *Inventory) nodes() []proto.Inventory {
 	var rows []proto.InventoryNode
 	v.deps.Cluster.EachNode(func(name, uid string) { rows = append(rows, proto.InventoryNode{Name: name, UID: uid}) })
 	slices.SortFunc(rows, func(a, b proto.InventoryNode) int { return cmp.Compare(a.Name, b.Name) })
-	return split(rows, func(p *proto.Inventory, r []proto.InventoryNode) { p.Nodes = r })
+	return split(rows, func(r *proto.InventoryNode) int { return len(r.Name) + len(r.UID) },
+		func(p *proto.Inventory, r []proto.InventoryNode) { p.Nodes = r })
 }
 
 func (v *Inventory) spaces() []proto.Inventory {
 	var rows []proto.InventoryNamespace
 	v.namespaces.Each(func(_ string, ns proto.InventoryNamespace) { rows = append(rows, ns) })
 	slices.SortFunc(rows, func(a, b proto.InventoryNamespace) int { return cmp.Compare(a.Name, b.Name) })
-	return split(rows, func(p *proto.Inventory, r []proto.InventoryNamespace) { p.Namespaces = r })
+	return splitSpaces(rows)
+}
+
+func splitSpaces(rows []proto.InventoryNamespace) []proto.Inventory {
+	return split(rows, func(r *proto.InventoryNamespace) int {
+		bytes := len(r.Name) + len(r.UID)
+		for _, l := range r.Labels {
+			bytes += len(l.Key) + len(l.Value)
+		}
+		return bytes
+	}, func(p *proto.Inventory, r []proto.InventoryNamespace) { p.Namespaces = r })
 }
 
 func (v *Inventory) owners() []proto.Inventory {
@@ -370,5 +408,7 @@ func (v *Inventory) owners() []proto.Inventory {
 	slices.SortFunc(rows, func(a, b proto.InventoryOwner) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Object.Kind, b.Object.Kind), cmp.Compare(a.Object.Name, b.Object.Name))
 	})
-	return split(rows, func(p *proto.Inventory, r []proto.InventoryOwner) { p.Owners = r })
+	return split(rows, func(r *proto.InventoryOwner) int {
+		return len(r.Namespace) + len(r.Object.Kind) + len(r.Object.Name) + len(r.Owner.Kind) + len(r.Owner.Name)
+	}, func(p *proto.Inventory, r []proto.InventoryOwner) { p.Owners = r })
 }

@@ -1,9 +1,13 @@
 package inventory
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
+	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -216,13 +220,92 @@ func TestReadySaysWhatIsMissing(t *testing.T) {
 	}
 }
 
+// through sends rows as parts through the codec and returns how many parts and rows come out.
+func through(t testing.TB, parts []proto.Inventory) (rows int) {
+	t.Helper()
+	for i := range parts {
+		p := &parts[i]
+		p.Cluster, p.Part, p.Parts = "c", uint32(i), uint32(len(parts))
+		data, err := proto.NewEncoder().Inventory(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back proto.Inventory
+		if err := proto.NewDecoder().Inventory(data, &back); err != nil {
+			t.Fatal(err)
+		}
+		rows += len(back.Namespaces) + len(back.Owners)
+	}
+	return rows
+}
+
 func TestLargeInventoryTravelsInParts(t *testing.T) {
 	rows := make([]int, 2*proto.MaxPartRows+1)
-	parts := split(rows, func(p *proto.Inventory, r []int) { p.Part = uint32(len(r)) })
+	small := func(*int) int { return 1 }
+	parts := split(rows, small, func(p *proto.Inventory, r []int) { p.Part = uint32(len(r)) })
 	if len(parts) != 3 || parts[2].Part != 1 {
 		t.Errorf("%d parts, the last with %d rows", len(parts), parts[len(parts)-1].Part)
 	}
-	if parts := split([]int{}, func(*proto.Inventory, []int) {}); len(parts) != 1 {
+	if parts := split([]int{}, small, func(*proto.Inventory, []int) {}); len(parts) != 1 {
 		t.Errorf("nothing travels in %d parts, want one empty one", len(parts))
 	}
+	if parts := split(rows[:3], func(*int) int { return 2 * maxPartBytes }, func(*proto.Inventory, []int) {}); len(parts) != 3 {
+		t.Errorf("three large rows travel in %d parts, want 3", len(parts))
+	}
+	// more than any API server has, of what does not compress
+	noise := rand.New(rand.NewPCG(1, 2))
+	word := func(n int) string {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(noise.Uint32())
+		}
+		return string(b)
+	}
+	var spaces []proto.InventoryNamespace
+	for i := range 40 {
+		m := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint(i), Labels: map[string]string{}}}
+		for j := range 5000 {
+			m.Labels[fmt.Sprint(j)] = word(i * 10)
+		}
+		spaces = append(spaces, namespaceOf(m))
+	}
+	if n := through(t, splitSpaces(spaces)); n != len(spaces) {
+		t.Errorf("%d of %d namespaces arrive", n, len(spaces))
+	}
+}
+
+// body answers every request with the same bytes.
+type body []byte
+
+func (b body) RoundTrip(r *http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, Request: r, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(bytes.NewReader(b))}, nil
+}
+
+// FuzzMetadata gives the client an API server that answers anything where metadata was asked for.
+func FuzzMetadata(f *testing.F) {
+	f.Add([]byte(`{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{"name":"web-1","namespace":"shop","uid":"u","labels":{"b":"2","a":"1"},` +
+		`"ownerReferences":[{"kind":"Deployment","name":"web","controller":true},{"kind":"X","name":"x"}]}}`))
+	f.Add([]byte(`{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{"name":"","ownerReferences":[{"controller":true}]}}`))
+	f.Add([]byte(`{"kind":"Namespace","apiVersion":"v1","metadata":{"name":"n"}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := kube.NewClient(&rest.Config{Host: "http://api.example.com", Transport: body(data)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var m metav1.PartialObjectMetadata
+		if c.GetMetadata(t.Context(), "namespaces", "n", &m) != nil {
+			return
+		}
+		ns := namespaceOf(&m)
+		if !slices.IsSortedFunc(ns.Labels, func(a, b proto.Label) int { return strings.Compare(a.Key, b.Key) }) {
+			t.Fatalf("labels are not sorted: %v", ns.Labels)
+		}
+		if n := through(t, splitSpaces([]proto.InventoryNamespace{ns})); n != 1 {
+			t.Fatalf("%d namespaces arrive", n)
+		}
+		o := proto.InventoryOwner{Namespace: m.Namespace, Object: proto.Owner{Kind: "ReplicaSet", Name: m.Name}, Owner: Controller(m.OwnerReferences)}
+		if n := through(t, []proto.Inventory{{Owners: []proto.InventoryOwner{o}}}); n != 1 {
+			t.Fatalf("%d owners arrive", n)
+		}
+	})
 }

@@ -35,14 +35,14 @@ func OwnMirrors(c *kube.Client, log *slog.Logger) *Mirrors {
 	nodes := kube.Nodes
 	nodes.Object = &metav1.PartialObjectMetadata{}
 	m.nodes = kube.NewMirror(c, nodes, log, func(o runtime.Object) string {
-		return string(o.(*metav1.PartialObjectMetadata).UID) //nolint:forcetypeassert // the reflector checks it
+		return string(o.(*metav1.PartialObjectMetadata).UID) //nolint:forcetypeassert // the mirror checks it
 	}, func(_ string, old, now *string) {
 		if old == nil || now == nil || *old != *now {
 			m.nodesRevision.Add(1)
 		}
 	})
 	m.pods = kube.NewMirror(c, kube.PodOwners, log, func(o runtime.Object) podOwner {
-		p := o.(*metav1.PartialObjectMetadata) //nolint:forcetypeassert // the reflector checks it
+		p := o.(*metav1.PartialObjectMetadata) //nolint:forcetypeassert // the mirror checks it
 		return podOwner{p.Namespace, Controller(p.OwnerReferences)}
 	}, func(_ string, old, now *podOwner) {
 		m.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"reflect"
 	"strings"
 	"sync"
 	"syscall"
@@ -89,8 +90,8 @@ func (r *Resource) request(c *Client, watching bool) *rest.Request {
 	return req
 }
 
-// Mirror keeps one value for each object of a resource, made by convert, which must keep nothing of
-// the object but strings. Methods are safe for concurrent use; Run must be called once.
+// Mirror keeps one value for each object of a resource, made by convert, which gets objects of the
+// type of Resource.Object and must keep nothing of them but strings. Methods are safe for concurrent use; Run must be called once.
 type Mirror[T any] struct {
 	client  *Client
 	res     Resource
@@ -160,7 +161,7 @@ func (m *Mirror[T]) Run(ctx context.Context) {
 			opts.FieldSelector = m.res.Selector
 			list, err := m.res.request(m.client, false).VersionedParams(&opts, metav1.ParameterCodec).Do(ctx).Get()
 			if err == nil {
-				err = m.trim(list)
+				err = m.inspect(list)
 			}
 			if err != nil {
 				m.report(ctx, err)
@@ -182,13 +183,25 @@ func (m *Mirror[T]) Run(ctx context.Context) {
 	r.RunWithContext(ctx)
 }
 
-// trim drops what is large and never read from the objects of a page, since all pages are held
-// together until the last has come.
-func (m *Mirror[T]) trim(list runtime.Object) error {
-	return meta.EachListItem(list, func(o runtime.Object) error {
+// inspect refuses a list of something else, and drops what is large and never read from the objects of
+// a page, since all pages are held together until the last has come.
+func (m *Mirror[T]) inspect(list runtime.Object) error {
+	err := meta.EachListItem(list, func(o runtime.Object) error {
 		trim(o)
-		return nil
+		return m.fit(o)
 	})
+	if err != nil {
+		return fmt.Errorf("the answer is a %T: %w; is this an API server?", list, err)
+	}
+	return nil
+}
+
+// fit refuses an object of another type than was asked for.
+func (m *Mirror[T]) fit(o any) error {
+	if reflect.TypeOf(o) != reflect.TypeOf(m.res.Object) {
+		return fmt.Errorf("%s were asked for as %T and a %T has come", m.res.Name, m.res.Object, o)
+	}
+	return nil
 }
 
 func trim(o runtime.Object) {
@@ -202,6 +215,10 @@ func trim(o runtime.Object) {
 				c := &cs[i]
 				*c = corev1.Container{Name: c.Name, Image: c.Image, Resources: c.Resources, RestartPolicy: c.RestartPolicy}
 			}
+		}
+		for i := range p.Spec.EphemeralContainers {
+			c := &p.Spec.EphemeralContainers[i].EphemeralContainerCommon
+			*c = corev1.EphemeralContainerCommon{Name: c.Name, Image: c.Image}
 		}
 		p.Status.Conditions = nil
 	}
@@ -251,10 +268,10 @@ func (s *store[T]) entry(o any) (entry[T], error) {
 	if e, ok := o.(entry[T]); ok {
 		return e, nil
 	}
-	obj, ok := o.(runtime.Object)
-	if !ok {
-		return entry[T]{}, fmt.Errorf("object of type %T", o)
+	if err := (*Mirror[T])(s).fit(o); err != nil {
+		return entry[T]{}, err
 	}
+	obj := o.(runtime.Object) //nolint:forcetypeassert // as Resource.Object is
 	key, err := cache.MetaNamespaceKeyFunc(obj)
 	if err != nil {
 		return entry[T]{}, fmt.Errorf("name of an object: %w", err)
@@ -264,7 +281,7 @@ func (s *store[T]) entry(o any) (entry[T], error) {
 
 func (s *store[T]) put(o any) error {
 	e, err := s.entry(o)
-	if err != nil {
+	if err != nil || e.key == "" { // who has no name cannot be asked for, nor be in nobody's way
 		return err
 	}
 	old, was := s.items[e.key]

@@ -1,11 +1,13 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,14 +53,14 @@ type owned struct {
 func NewAll(c *kube.Client, log *slog.Logger, hostIDAnnotation string) *All {
 	a := &All{byNode: map[string]map[key]*Pod{}, owners: map[owned]int{}}
 	a.nodes = kube.NewMirror(c, kube.Nodes, log, func(o runtime.Object) *Node {
-		return FromNode(o.(*corev1.Node), hostIDAnnotation) //nolint:forcetypeassert // the reflector checks it
+		return FromNode(o.(*corev1.Node), hostIDAnnotation) //nolint:forcetypeassert // the mirror checks it
 	}, func(_ string, old, now **Node) {
 		if old == nil || now == nil || (*old).UID != (*now).UID || (*old).Address != (*now).Address || (*old).Port != (*now).Port || (*old).Flags != (*now).Flags {
 			a.nodesRevision.Add(1)
 		}
 	})
 	a.pods = kube.NewMirror(c, kube.Pods, log, func(o runtime.Object) *Pod {
-		return FromPod(o.(*corev1.Pod)) //nolint:forcetypeassert // the reflector checks it
+		return FromPod(o.(*corev1.Pod)) //nolint:forcetypeassert // the mirror checks it
 	}, a.podChanged)
 	return a
 }
@@ -219,7 +221,7 @@ func NewOwn(c *kube.Client, log *slog.Logger, cfg OwnConfig) *Own {
 		res := kube.Pods
 		res.Selector = "spec.nodeName=" + cfg.Name
 		o.mirror = kube.NewMirror(c, res, log, func(obj runtime.Object) *Pod {
-			return FromPod(obj.(*corev1.Pod)) //nolint:forcetypeassert // the reflector checks it
+			return FromPod(obj.(*corev1.Pod)) //nolint:forcetypeassert // the mirror checks it
 		}, func(_ string, old, now **Pod) {
 			o.mu.Lock()
 			defer o.mu.Unlock()
@@ -291,16 +293,11 @@ func (o *Own) readPods(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	var list corev1.PodList
+	var pods map[key]*Pod
 	if err == nil {
-		if err = json.Unmarshal(data, &list); err != nil {
+		if pods, err = podsOf(data); err != nil {
 			err = fmt.Errorf("decode the kubelet's pods of node %q: %w", o.cfg.Name, err)
 		}
-	}
-	pods := make(map[key]*Pod, len(list.Items))
-	for i := range list.Items {
-		p := FromPod(&list.Items[i])
-		pods[key{p.Namespace, p.Name}] = p
 	}
 	o.mu.Lock()
 	was := o.podErr
@@ -314,6 +311,54 @@ func (o *Own) readPods(ctx context.Context) error {
 	}
 	o.told(was, err, "own pods")
 	return err
+}
+
+// podsOf decodes a PodList as JSON.
+func podsOf(data []byte) (map[key]*Pod, error) {
+	if q := endless(data); q != "" {
+		return nil, fmt.Errorf("%q is no quantity", q)
+	}
+	var list corev1.PodList
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, err
+	}
+	pods := make(map[key]*Pod, len(list.Items))
+	for i := range list.Items {
+		p := FromPod(&list.Items[i])
+		pods[key{p.Namespace, p.Name}] = p
+	}
+	return pods, nil
+}
+
+// endless finds a number with more than four digits behind e-, such as 1e-99999999: to decode it as
+// a quantity takes seconds, or for ever. (An API server has decoded all of its own already.)
+func endless(data []byte) string {
+	digit := func(i int) bool { return i >= 0 && i < len(data) && '0' <= data[i] && data[i] <= '9' }
+	for at := 0; ; at++ {
+		minus := bytes.IndexByte(data[at:], '-')
+		if minus < 0 {
+			return ""
+		}
+		at += minus
+		if at == 0 || data[at-1]|0x20 != 'e' || !digit(at+1) {
+			continue
+		}
+		from, to := at-1, at+1
+		for digit(from-1) || from > 0 && strings.IndexByte("+-.", data[from-1]) >= 0 {
+			from--
+		}
+		for digit(to) {
+			to++
+		}
+		if from < at-1 && to-at > 1+4 && !part(data, from-1) && !part(data, to) {
+			return string(data[from:min(to, from+40)])
+		}
+	}
+}
+
+// part reports whether a byte would make the number beside it part of a longer word.
+func part(data []byte, i int) bool {
+	return i >= 0 && i < len(data) && strings.IndexByte("\": \t\r\n,:[]{}", data[i]) < 0
 }
 
 // told logs a change of state.

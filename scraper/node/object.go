@@ -20,6 +20,8 @@ type Node struct {
 	Labels                      []proto.Label // sorted by key
 	Flags                       proto.Flags
 
+	MachineID, SystemUUID string // as its kubelet told them
+
 	Address string // where to reach its kubelet: see addressOf; "" where it has none
 	Port    int32  // status.daemonEndpoints.kubeletEndpoint; 0: not told
 
@@ -80,6 +82,7 @@ func labels(m map[string]string) []proto.Label {
 // the annotation, if one is named.
 func FromNode(n *corev1.Node, hostIDAnnotation string) *Node {
 	k := &Node{Name: n.Name, UID: string(n.UID), Hostname: n.Name, HostID: n.Spec.DoNotUseExternalID, Labels: labels(n.Labels),
+		MachineID: n.Status.NodeInfo.MachineID, SystemUUID: n.Status.NodeInfo.SystemUUID,
 		Address: addressOf(n), Port: n.Status.DaemonEndpoints.KubeletEndpoint.Port}
 	if k.HostID == "" && hostIDAnnotation != "" {
 		k.HostID = n.Annotations[hostIDAnnotation]
