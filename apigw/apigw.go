@@ -1,13 +1,13 @@
 // Package apigw is the gateway: from ROLLUPS to readers.
 //
 // It fills a view of one or several clusters and serves it: on port 8082 the HTTP surface of Heapster, and with
-// --api-server the resource metrics API of Kubernetes. Any number of gateways may run side by side; they share
-// nothing. It keeps nothing on disk: after a crash, or as a new replica, it is ready as soon as the last rollup of
-// every node has been read, and the past fills in behind. While the bus is away it goes on serving what it has,
-// which ages and in the end is served no longer.
+// --api-server the resource, custom and external metrics APIs of Kubernetes. Any number of gateways may run side by
+// side; they share nothing. It keeps nothing on disk: after a crash, or as a new replica, it is ready as soon as the
+// last rollup of every node has been read, and the past fills in behind. While the bus is away it goes on serving what
+// it has, which ages and in the end is served no longer.
 //
-// Not here: what is remembered and what is served now (window, view), the dialects (modelapi, resourceapi), who may
-// ask (auth), rates and sums (the aggregator).
+// Not here: what is remembered and what is served now (window, view), the dialects (modelapi, resourceapi, customapi),
+// who may ask (auth), rates and sums (the aggregator).
 package apigw
 
 import (
@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/heapstream/heapstream/apigw/auth"
+	"github.com/heapstream/heapstream/apigw/customapi"
 	"github.com/heapstream/heapstream/apigw/labels"
 	"github.com/heapstream/heapstream/apigw/modelapi"
 	"github.com/heapstream/heapstream/apigw/resourceapi"
@@ -84,8 +85,13 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 	}
 	g.handler = routes(model, deps.Registry, g.guard)
 	if cfg.APIServer {
+		groups, err := customapi.New(g.measured)
+		if err != nil {
+			return nil, err
+		}
 		g.resource, err = resourceapi.New(cfg.Resource, resourceapi.Deps{
 			Log: deps.Log, Cluster: g.source, Ready: g.view.Ready, Listener: deps.SecureListener, Now: deps.Now,
+			Groups: []resourceapi.Group{groups},
 		})
 		if err != nil {
 			return nil, err
@@ -118,14 +124,17 @@ func (g *Gateway) SecureAddr(ctx context.Context) (net.Addr, error) {
 	return g.resource.Addr(ctx)
 }
 
-// source is the view of a cluster as the resource metrics API asks for it.
-func (g *Gateway) source(name string) (resourceapi.Source, bool) {
+// cluster is the view of a cluster, "" being the gateway's own.
+func (g *Gateway) cluster(name string) (*view.Cluster, bool) {
 	if name == "" {
 		name = g.cfg.Cluster
 	}
-	c, ok := g.view.Cluster(name)
-	return c, ok
+	return g.view.Cluster(name)
 }
+
+// source and measured are the view as the two packages of the aggregated API server ask for it.
+func (g *Gateway) source(name string) (resourceapi.Source, bool) { return g.cluster(name) }
+func (g *Gateway) measured(name string) (customapi.Source, bool) { return g.cluster(name) }
 
 // Run fills the view and serves it until ctx ends, and then lets the requests in flight finish. It returns nil on a
 // wished stop, otherwise the first cause.

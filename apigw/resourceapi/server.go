@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -23,6 +24,7 @@ import (
 	"k8s.io/client-go/informers"
 	restclient "k8s.io/client-go/rest"
 	"k8s.io/component-base/compatibility"
+	"k8s.io/kube-openapi/pkg/common"
 	"k8s.io/metrics/pkg/apis/metrics"
 	"k8s.io/metrics/pkg/apis/metrics/install"
 	metricsv1 "k8s.io/metrics/pkg/apis/metrics/v1"
@@ -49,6 +51,8 @@ type Deps struct {
 	Log *slog.Logger
 	// Cluster returns the view of a cluster, "" being the gateway's own. It is called for every request.
 	Cluster func(name string) (Source, bool)
+	// Groups are further API groups of the same server.
+	Groups []Group
 	// Ready says why the view cannot answer yet, or nil. Until it has once said nil, requests for metrics get
 	// 503; /readyz always shows what it says now.
 	Ready func() error
@@ -56,6 +60,18 @@ type Deps struct {
 	Listener net.Listener
 	// Now is the clock of creationTimestamp; nil means time.Now.
 	Now func() time.Time
+}
+
+// Group is another API group, or several, behind the same authentication, authorization, limits and readiness, and
+// below /clusters/<c>/, too.
+type Group interface {
+	// AddToScheme adds the types.
+	AddToScheme(scheme *runtime.Scheme) error
+	// Definitions describes them, and what they are made of, for OpenAPI.
+	Definitions(ref common.ReferenceCallback) map[string]common.OpenAPIDefinition
+	// Install adds the paths and tells discovery of them. cluster is to be asked by every request: it returns the
+	// name of the cluster asked for, "" being the gateway's own, or an error for the client.
+	Install(s *server.GenericAPIServer, scheme *runtime.Scheme, codecs runtime.NegotiatedSerializer, cluster func(context.Context) (string, error)) error
 }
 
 // Server is the aggregated API server.
@@ -84,6 +100,11 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	routeKlog(deps.Log)
 	scheme := runtime.NewScheme()
 	install.Install(scheme)
+	for _, g := range deps.Groups {
+		if err := g.AddToScheme(scheme); err != nil {
+			return nil, fmt.Errorf("resource metrics API: %w", err)
+		}
+	}
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
 	return &Server{
 		cfg: cfg, deps: deps, scheme: scheme,
@@ -165,9 +186,9 @@ func (s *Server) config(listener net.Listener) (*server.RecommendedConfig, error
 	cfg.MaxRequestsInFlight = maxInFlight
 	cfg.StorageObjectCountTracker = nil // nothing is stored
 	namer := openapi.NewDefinitionNamer(s.scheme)
-	cfg.OpenAPIConfig = server.DefaultOpenAPIConfig(definitions.GetOpenAPIDefinitions, namer)
+	cfg.OpenAPIConfig = server.DefaultOpenAPIConfig(s.definitions, namer)
 	cfg.OpenAPIConfig.Info.Title = "heapstream"
-	cfg.OpenAPIV3Config = server.DefaultOpenAPIV3Config(definitions.GetOpenAPIDefinitions, namer)
+	cfg.OpenAPIV3Config = server.DefaultOpenAPIV3Config(s.definitions, namer)
 	cfg.OpenAPIV3Config.Info.Title = "heapstream"
 	cfg.HealthzChecks = []healthz.HealthChecker{healthz.PingHealthz}
 	cfg.LivezChecks = []healthz.HealthChecker{healthz.PingHealthz}
@@ -176,6 +197,16 @@ func (s *Server) config(listener net.Listener) (*server.RecommendedConfig, error
 		return server.DefaultBuildHandlerChain(withEncoding(s.withCluster(api, c.RequestInfoResolver)), c)
 	}
 	return cfg, nil
+}
+
+// definitions describes the types of all groups.
+func (s *Server) definitions(ref common.ReferenceCallback) map[string]common.OpenAPIDefinition {
+	all := map[string]common.OpenAPIDefinition{}
+	for _, g := range s.deps.Groups {
+		maps.Copy(all, g.Definitions(ref))
+	}
+	maps.Copy(all, definitions.GetOpenAPIDefinitions(ref))
+	return all
 }
 
 // checkView is /readyz's: can the view answer?
@@ -199,18 +230,32 @@ func (s *Server) install(cfg *server.RecommendedConfig) (*server.GenericAPIServe
 	if err := generic.InstallAPIGroup(&group); err != nil {
 		return nil, fmt.Errorf("build the resource metrics API: %w", err)
 	}
+	for _, g := range s.deps.Groups {
+		if err := g.Install(generic, s.scheme, s.codecs, s.cluster); err != nil {
+			return nil, fmt.Errorf("build the resource metrics API: %w", err)
+		}
+	}
 	return generic, nil
 }
 
-// source is the view of the cluster that the request asks for, once it can answer.
-func (s *Server) source(ctx context.Context) (Source, error) {
+// cluster is the name of the cluster that the request asks for, once it can be answered.
+func (s *Server) cluster(ctx context.Context) (string, error) {
 	if !s.ready.Load() {
 		if err := s.deps.Ready(); err != nil {
-			return nil, apierrors.NewServiceUnavailable("the metrics cannot be served yet: " + err.Error())
+			return "", apierrors.NewServiceUnavailable("the metrics cannot be served yet: " + err.Error())
 		}
 		s.ready.Store(true)
 	}
 	name, _ := ctx.Value(clusterKey{}).(string)
+	return name, nil
+}
+
+// source is the view of that cluster.
+func (s *Server) source(ctx context.Context) (Source, error) {
+	name, err := s.cluster(ctx)
+	if err != nil {
+		return nil, err
+	}
 	source, ok := s.deps.Cluster(name)
 	if !ok {
 		return nil, apierrors.NewServiceUnavailable("the cluster is not in the view")

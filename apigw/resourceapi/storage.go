@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"iter"
-	"slices"
-	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -58,7 +56,7 @@ type selection struct {
 	fields          fields.Selector // nil: all
 	namespace, name string          // exact matches the fields require; "": any
 
-	probe sortedLabels // what labels is asked about; here, so that asking allocates nothing
+	probe view.Labels // what labels is asked about; here, so that asking allocates nothing
 }
 
 func newSelection(ctx context.Context, o *metainternal.ListOptions) selection {
@@ -84,20 +82,6 @@ func (s *selection) match(namespace, name string, l []proto.Label) bool {
 	return (s.labels == nil || s.labels.Matches(&s.probe)) &&
 		(s.fields == nil || s.fields.Matches(fieldSet{namespace: namespace, name: name}))
 }
-
-// sortedLabels are labels as the view has them, for selectors.
-type sortedLabels []proto.Label
-
-func (l *sortedLabels) Lookup(key string) (string, bool) {
-	i, ok := slices.BinarySearchFunc(*l, key, func(l proto.Label, key string) int { return strings.Compare(l.Key, key) })
-	if !ok {
-		return "", false
-	}
-	return (*l)[i].Value, true
-}
-
-func (l *sortedLabels) Has(key string) bool   { _, ok := l.Lookup(key); return ok }
-func (l *sortedLabels) Get(key string) string { v, _ := l.Lookup(key); return v }
 
 // fieldSet are the two fields that can be selected by.
 type fieldSet struct{ namespace, name string }

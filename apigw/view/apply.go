@@ -22,7 +22,7 @@ func (c *Cluster) Apply(r *proto.Rollup, o Origin) {
 	c.clock.observe(o.Time, o.Live)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.seq.Store(max(c.seq.Load(), o.Seq))
+	defer func() { c.seq.Store(max(c.seq.Load(), o.Seq)) }() // at last: who reads it finds at least that much
 	if int64(r.Tick) > c.newest.Load() {
 		c.newest.Store(int64(r.Tick))
 		if r.Resolution > 0 {
@@ -36,7 +36,7 @@ func (c *Cluster) Apply(r *proto.Rollup, o Origin) {
 		c.applyNamespace(r, o)
 	case proto.ScopeTotals:
 		if t := c.totals.Load(); t == nil || r.Tick > t.tick {
-			t := &totalsState{Totals: r.Totals, tick: r.Tick, seen: o.Time.UnixNano()}
+			t := &totalsState{Totals: r.Totals, tick: r.Tick, seen: o.Time.UnixNano(), keep: keepFor(r.Resolution)}
 			t.Missing = slices.Clone(r.Totals.Missing)
 			c.totals.Store(t)
 		}

@@ -95,6 +95,7 @@ type totalsState struct {
 	proto.Totals
 	tick proto.Tick
 	seen int64
+	keep int64
 }
 
 // Name returns the cluster's name.
@@ -113,7 +114,7 @@ func (c *Cluster) Resolution() time.Duration { return time.Duration(c.resolution
 // Newest returns the newest tick seen, 0 before the first.
 func (c *Cluster) Newest() proto.Tick { return proto.Tick(c.newest.Load()) }
 
-// Seq returns the sequence of the newest message that was applied.
+// Seq returns the sequence of the newest message that was applied; what is read after it is not older.
 func (c *Cluster) Seq() uint64 { return c.seq.Load() }
 
 // Now returns the stream time: what ages are measured by.
