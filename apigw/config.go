@@ -11,9 +11,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/heapstream/heapstream/apigw/auth"
-	"github.com/heapstream/heapstream/apigw/labels"
 	"github.com/heapstream/heapstream/apigw/resourceapi"
 	"github.com/heapstream/heapstream/apigw/view"
+	"github.com/heapstream/heapstream/proto"
 	"github.com/heapstream/heapstream/proto/bus"
 )
 
@@ -29,7 +29,7 @@ type Config struct {
 	TLSCert    string // both: HTTPS
 	TLSKey     string
 	ClientCert auth.ClientCerts
-	Labels     labels.Config
+	Labels     proto.LabelConfig
 	NoExport   bool // /api/v1/metric-export is always empty
 
 	// The aggregated API server.
@@ -41,7 +41,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Cluster: "default", Window: view.DefaultWindow, Port: 8082,
-		Labels: labels.DefaultConfig(), Resource: resourceapi.DefaultConfig(),
+		Labels: proto.DefaultLabelConfig(), Resource: resourceapi.DefaultConfig(),
 	}
 }
 

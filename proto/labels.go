@@ -1,7 +1,6 @@
 package proto
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 )
@@ -43,18 +42,6 @@ type LabelFormat struct {
 
 // DefaultLabelFormat is Heapster's: joined by comma, nothing ignored, nothing stored.
 func DefaultLabelFormat() LabelFormat { return LabelFormat{Separator: ","} }
-
-// ParseStoreLabel reads one value of --store_label: `key`, or `newName=key`.
-func ParseStoreLabel(s string) (key, name string, err error) {
-	name, key, renamed := strings.Cut(s, "=")
-	if !renamed {
-		key = name
-	}
-	if key == "" || name == "" {
-		return "", "", fmt.Errorf("store_label %q: want `label` or `newName=label`", s)
-	}
-	return key, name, nil
-}
 
 // Join makes the value of the label `labels`: sorted key:value pairs joined by the separator.
 func (f *LabelFormat) Join(labels []Label) string {

@@ -39,18 +39,3 @@ func TestEntityLabelsAreHeapsters(t *testing.T) {
 	check(LabelFormat{Separator: "; ", Ignore: []string{"app"}, Store: map[string]string{"app": "application", "tier": "type"}}, 1, "namespace:default/pod:web-1",
 		"application=web host_id= hostname=host1 labels=tier:fe namespace_id=ns-uid namespace_name=default nodename=n1 pod_id=pod-uid pod_name=web-1 type=pod")
 }
-
-func TestStoreLabelReadsBothForms(t *testing.T) {
-	check := func(in, key, name string, ok bool) {
-		t.Helper()
-		k, n, err := ParseStoreLabel(in)
-		if k != key || n != name || (err == nil) != ok {
-			t.Errorf("%q: %q, %q, %v", in, k, n, err)
-		}
-	}
-	check("app", "app", "app", true)
-	check("application=app", "app", "application", true)
-	check("a=b=c", "b=c", "a", true)
-	check("", "", "", false)
-	check("x=", "", "", false)
-}

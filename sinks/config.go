@@ -19,23 +19,19 @@ type Config struct {
 	Clusters []string      // whose rollups; every registered cluster where empty
 	Timeout  time.Duration // of one write, where a sink's own option does not say
 
-	LabelSeparator string   // joins key:value pairs in the label `labels`
-	IgnoreLabels   []string // Kubernetes label keys left out of `labels`
-	StoreLabels    []string // `label` or `newName=label`: Kubernetes labels that become labels of their own
+	Labels proto.LabelConfig // how Kubernetes labels are written
 }
 
 // DefaultConfig is no sink, every cluster, labels as Heapster wrote them.
 func DefaultConfig() Config {
-	return Config{Timeout: 20 * time.Second, LabelSeparator: proto.DefaultLabelFormat().Separator}
+	return Config{Timeout: 20 * time.Second, Labels: proto.DefaultLabelConfig()}
 }
 
 // Flags registers the flags with their current values as defaults.
 func (c *Config) Flags(fs *pflag.FlagSet) {
 	c.SinkFlags(fs)
 	fs.StringSliceVar(&c.Clusters, "cluster", c.Clusters, "`cluster` to read; repeatable; every registered one if none is given")
-	fs.StringVar(&c.LabelSeparator, "label_separator", c.LabelSeparator, "`text` that joins key:value pairs in the label \"labels\"")
-	fs.StringSliceVar(&c.IgnoreLabels, "ignore_label", c.IgnoreLabels, "Kubernetes `label` to leave out of \"labels\"; repeatable")
-	fs.StringSliceVar(&c.StoreLabels, "store_label", c.StoreLabels, "Kubernetes `label` to store as a label of its own, or newName=label; repeatable")
+	c.Labels.Flags(fs)
 }
 
 // SinkFlags registers the flags that no other service has.
@@ -59,7 +55,7 @@ func (c *Config) Validate() error {
 	if c.Timeout <= 0 {
 		errs = append(errs, fmt.Errorf("--sink-export-data-timeout is %s; it must be positive", c.Timeout))
 	}
-	if _, err := c.labels(); err != nil {
+	if err := c.Labels.Validate(); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
@@ -112,19 +108,4 @@ func try(k sink.Kind, t sink.Target) error {
 	}
 	_, since := t.Since()
 	return errors.Join(since, bus.CheckName("sink", t.Name(k)), s.Close())
-}
-
-// labels is how Kubernetes labels become metric labels.
-func (c *Config) labels() (proto.LabelFormat, error) {
-	f := proto.LabelFormat{Separator: c.LabelSeparator, Ignore: c.IgnoreLabels, Store: map[string]string{}}
-	var errs []error
-	for _, s := range c.StoreLabels {
-		key, name, err := proto.ParseStoreLabel(s)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("--store-label: %w", err))
-			continue
-		}
-		f.Store[key] = name
-	}
-	return f, errors.Join(errs...)
 }

@@ -50,8 +50,7 @@ func New(cfg Config, deps Deps) (*Sinks, error) {
 	if err != nil {
 		return nil, err
 	}
-	labels, err := cfg.labels()
-	if err != nil {
+	if err := cfg.Labels.Validate(); err != nil {
 		return nil, err
 	}
 	version, _ := daemon.Version()
@@ -68,7 +67,7 @@ func New(cfg Config, deps Deps) (*Sinks, error) {
 		}
 		w, err := worker.New(worker.Config{
 			Name: c.target.Name(c.kind), Kind: c.kind, Target: c.target, Clusters: cfg.Clusters, Owner: owner(),
-			SinkDeps: sink.Deps{Labels: labels, Timeout: cfg.Timeout, Version: version, Out: deps.Out},
+			SinkDeps: sink.Deps{Labels: cfg.Labels.Format(), Timeout: cfg.Timeout, Version: version, Out: deps.Out},
 		}, worker.Deps{Bus: deps.Bus, Log: deps.Log, Telemetry: telemetry})
 		if err != nil {
 			errs = append(errs, err)

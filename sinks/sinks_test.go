@@ -51,8 +51,8 @@ func TestConfigurationIsCheckedWhole(t *testing.T) {
 	check(sinks("influx:http://h:1"), `did you mean "influxdb"?`)
 	check(sinks("qqqqqqqqqq"), "sink not recognized", "known are influxdb, kafka, log")
 	check(sinks("kafka", "influxdb:?conurrency=1&pw=hunter2"), "There is no broker", "did you mean `concurrency`?")
-	check(func(c *Config) { c.Timeout, c.Clusters, c.StoreLabels = 0, []string{""}, []string{"="} },
-		"--sink-export-data-timeout is 0s", "--cluster: cluster name is empty", "--store-label")
+	check(func(c *Config) { c.Timeout, c.Clusters, c.Labels.Store = 0, []string{""}, []string{"="} },
+		"--sink-export-data-timeout is 0s", "--cluster: cluster name is empty", "--store_label")
 }
 
 func TestNoSecretIsRepeated(t *testing.T) {
@@ -74,12 +74,11 @@ func TestFlagsAreHeapsters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(cfg.Sinks) != 2 || cfg.Sinks[0] != "kafka:?brokers=a:1,b:2" || cfg.Timeout != 3*time.Second || len(cfg.IgnoreLabels) != 2 {
+	if len(cfg.Sinks) != 2 || cfg.Sinks[0] != "kafka:?brokers=a:1,b:2" || cfg.Timeout != 3*time.Second || len(cfg.Labels.Ignore) != 2 {
 		t.Fatalf("%+v", cfg)
 	}
-	f, err := cfg.labels()
-	if err != nil || f.Separator != ";" || f.Store["y"] != "x" {
-		t.Fatalf("%+v, %v", f, err)
+	if f := cfg.Labels.Format(); f.Separator != ";" || f.Store["y"] != "x" {
+		t.Fatalf("%+v", f)
 	}
 }
 

@@ -125,7 +125,7 @@ func (c *Config) Validate() error {
 	c.Cluster = c.Gateway.Cluster
 	c.Gateway.Clusters = []string{c.Cluster}
 	c.Sinks.Clusters = []string{c.Cluster}
-	c.Sinks.LabelSeparator, c.Sinks.IgnoreLabels, c.Sinks.StoreLabels = c.Gateway.Labels.Separator, c.Gateway.Labels.Ignore, c.Gateway.Labels.Store
+	c.Sinks.Labels = c.Gateway.Labels
 	c.Scraper.Cluster, c.Scraper.Role = c.Cluster, scraper.RoleCentral
 
 	if len(c.Sources) == 1 {
