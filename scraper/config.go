@@ -89,8 +89,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar((*string)(&c.Role), "role", string(c.Role), "node: scrape the kubelet of --node-name; inventory: publish what only the whole cluster tells; central: both, for every node")
 	fs.StringVar(&c.Cluster, "cluster", c.Cluster, "`name` of the cluster on the bus")
 	fs.StringVar(&c.NodeName, "node-name", c.NodeName, "`node` whose kubelet is scraped (role node)")
-	fs.StringVar(&c.Source, "source", c.Source, "where measurements come from, as Heapster's --source: kubernetes[.summary_api]:[scheme://host[:port]][?option=value&…]; "+
-		"options: inClusterConfig, insecure, auth, useServiceAccount, kubeletPort, kubeletHttps, host_id_annotation, apiVersion")
+	fs.StringVar(&c.Source, "source", c.Source, "where measurements come from, as Heapster's --source: KEY:[scheme://host[:port]][?option=value&…]; "+SourceHelp)
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", c.Kubeconfig, "kubeconfig `file` for the API server, instead of what --source says of it")
 	fs.DurationVar(&c.Resolution, "metric-resolution", c.Resolution, "distance between two ticks: whole seconds, 5s or more")
 	k := &c.Kubelet

@@ -75,9 +75,10 @@ type Scraper struct {
 	scrapes sync.WaitGroup
 	workers chan *worker // as many as may decode at once
 
-	bus     *bus.Conn
-	failure atomic.Pointer[kubelet.Error] // of the last scrape that failed, for Ready
-	begun   time.Time                     // when Run began
+	bus      *bus.Conn
+	failure  atomic.Pointer[kubelet.Error] // of the last scrape that failed, for Ready
+	fellBack atomic.Bool                   // some kubelet is read through /metrics/cadvisor
+	begun    time.Time                     // when Run began
 }
 
 // target is one node that is scraped.
@@ -90,6 +91,7 @@ type target struct {
 	reason  kubelet.Reason // why the last scrape failed; "" if it did not
 	since   time.Time      // of that
 	dropped bool           // the last batch had values left out
+	memory  kubelet.Memory
 }
 
 // worker is what it takes to turn an answer into a message.
@@ -439,12 +441,16 @@ func (s *Scraper) once(ctx, sending context.Context, t *target, tick proto.Tick)
 // batch asks the kubelet and hands what it says to the backlog.
 func (s *Scraper) batch(deadline, sending context.Context, t *target, tick proto.Tick) *kubelet.Error {
 	n := s.known.Node(t.name)
-	err := s.kubelets.Summary(deadline, s.kubelet(t.name, n), func(answer []byte) error {
-		if err := s.convert(sending, t, n, tick, answer); err != nil {
+	before := t.memory.Fallback
+	err := s.kubelets.Read(deadline, s.kubelet(t.name, n), s.source.Key, &t.memory, func(form kubelet.Form, answer []byte) error {
+		if err := s.convert(sending, t, n, tick, form, answer); err != nil {
 			return err
 		}
 		return nil
 	})
+	if why := t.memory.Fallback; why != nil && before == nil {
+		s.fallback(why)
+	}
 	var e *kubelet.Error
 	if err != nil && !errors.As(err, &e) {
 		e = &kubelet.Error{Reason: kubelet.BadAnswer, Node: t.name, What: "read the kubelet", Err: err}
@@ -452,8 +458,18 @@ func (s *Scraper) batch(deadline, sending context.Context, t *target, tick proto
 	return e
 }
 
+// fallback says that a kubelet is read in another form than Heapster did: loudly for the first one, as
+// on clusters of today it is every one.
+func (s *Scraper) fallback(why *kubelet.Error) {
+	level := slog.LevelDebug
+	if s.fellBack.CompareAndSwap(false, true) {
+		level = slog.LevelInfo
+	}
+	s.log.Log(context.Background(), level, "kubelet is read through "+kubelet.FormCAdvisor.Path()+" (others may be, too; each is logged at level debug)", "node", why.Node, "reason", why.Reason, "err", why)
+}
+
 // convert makes a batch of an answer.
-func (s *Scraper) convert(sending context.Context, t *target, n *node.Node, tick proto.Tick, answer []byte) *kubelet.Error {
+func (s *Scraper) convert(sending context.Context, t *target, n *node.Node, tick proto.Tick, form kubelet.Form, answer []byte) *kubelet.Error {
 	read := s.now()
 	s.telemetry.bytes.WithLabelValues("answers").Add(float64(len(answer)))
 
@@ -461,8 +477,12 @@ func (s *Scraper) convert(sending context.Context, t *target, n *node.Node, tick
 	defer func() { s.workers <- w }()
 	b := &w.batch
 	b.Reset()
-	b.Cluster, b.Node, b.Tick, b.Resolution, b.Source = s.cfg.Cluster, t.name, tick, s.cfg.Resolution, kubelet.SummarySource
-	if err := w.decoder.Summary(answer, b); err != nil {
+	b.Cluster, b.Node, b.Tick, b.Resolution, b.Source = s.cfg.Cluster, t.name, tick, s.cfg.Resolution, string(s.source.Key)
+	var machine kubelet.Machine
+	if n != nil {
+		machine = kubelet.Machine{ID: n.MachineID, UUID: n.SystemUUID}
+	}
+	if err := w.decoder.Decode(form, answer, b, machine); err != nil {
 		var e *kubelet.Error
 		if errors.As(err, &e) {
 			return e
@@ -470,6 +490,9 @@ func (s *Scraper) convert(sending context.Context, t *target, n *node.Node, tick
 		return &kubelet.Error{Reason: kubelet.BadAnswer, Node: t.name, What: "decode the answer", Err: err}
 	}
 	b.Scraped = read.UnixNano()
+	if n != nil && s.source.Key == kubelet.CAdvisorSource { // as in Heapster, no other source tells of it
+		b.Entities[0].Flags |= proto.FlagSchedulable
+	}
 	node.Enrich(b, n, s.known.Pods(t.name))
 	data, err := w.encoder.Batch(b)
 	if err != nil {

@@ -12,18 +12,12 @@ import (
 	"strings"
 
 	"github.com/heapstream/heapstream/proto/daemon"
-)
-
-// Keys of sources.
-const (
-	keySummary  = "kubernetes.summary_api"
-	keyLegacy   = "kubernetes"
-	keyResource = "kubernetes.resource_api"
+	"github.com/heapstream/heapstream/scraper/kubelet"
 )
 
 // Source is Heapster's --source value taken apart.
 type Source struct {
-	Key               string
+	Key               kubelet.Source
 	Server            string // scheme://host[:port] of the API server; "" where not given
 	InCluster         bool
 	Insecure          bool
@@ -72,23 +66,24 @@ func parseBool(v string, to *bool) (err error) {
 	return nil
 }
 
+// SourceHelp says in a flag's help which keys and options there are.
+const SourceHelp = "KEY is kubernetes.summary_api (nodes, pods, containers, volumes: the usual choice), " +
+	"kubernetes (every cgroup, page cache, disk I/O, load; no volumes: from /stats/container/ where a kubelet still has it, else from /metrics/cadvisor) or " +
+	"kubernetes.resource_api (only cpu and memory, light enough for every few seconds); " +
+	"options: inClusterConfig, insecure, auth, useServiceAccount, kubeletPort, kubeletHttps, host_id_annotation, apiVersion"
+
 // ParseSource takes apart KEY[:REST]: REST is expanded from the environment ($NAME, ${NAME}), then
 // read as a URL of which scheme, host and query count. Quotes around the value or the URL are
 // tolerated. Errors name the option and the way out; unknown options are warned about.
 func ParseSource(value string) (Source, error) {
 	value = unquote(value)
 	key, rest, _ := strings.Cut(value, ":")
-	s := Source{Key: key, InCluster: true}
-	switch key {
-	case keySummary:
-	case keyLegacy:
-		s.Warnings = append(s.Warnings, "source `kubernetes` is read through the kubelets' summary API: what only cAdvisor's dump had (cache, disk I/O, raw cgroups) is missing")
-	case keyResource:
-		return s, fmt.Errorf("source %q is not built yet: use %s", key, keySummary)
-	case "":
-		return s, fmt.Errorf("missing key in %q: want %s:[url][?options]", value, keySummary)
-	default:
-		return s, fmt.Errorf("source %q is not known: want %s", key, keySummary)
+	s := Source{Key: kubelet.Source(key), InCluster: true}
+	if key == "" {
+		return s, fmt.Errorf("missing key in %q: want %s:[url][?options]", value, kubelet.SummarySource)
+	}
+	if !slices.Contains(kubelet.Sources(), s.Key) {
+		return s, fmt.Errorf("source %q is not known: want one of %v", key, kubelet.Sources())
 	}
 	u, err := url.Parse(unquote(os.ExpandEnv(rest)))
 	if err != nil {

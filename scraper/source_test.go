@@ -2,16 +2,17 @@ package scraper
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/heapstream/heapstream/scraper/kubelet"
 )
 
 func TestParseSource(t *testing.T) {
 	t.Setenv("API_PORT", "6443")
 	summary := func(change func(*Source)) Source {
-		s := Source{Key: keySummary, InCluster: true}
+		s := Source{Key: kubelet.SummarySource, InCluster: true}
 		if change != nil {
 			change(&s)
 		}
@@ -35,7 +36,7 @@ func TestParseSource(t *testing.T) {
 			s.Insecure, s.KubeletPort, s.KubeletScheme = true, 10250, "https"
 		})},
 		{"kubernetes.summary_api:http://127.0.0.1:8001?inClusterConfig=false&useServiceAccount=false&kubeletPort=10255&kubeletHttps=false&auth=/k&host_id_annotation=x/y&apiVersion=v1", Source{
-			Key: keySummary, Server: "http://127.0.0.1:8001", KubeletPort: 10255, KubeletScheme: "http", Auth: "/k", HostIDAnnotation: "x/y",
+			Key: kubelet.SummarySource, Server: "http://127.0.0.1:8001", KubeletPort: 10255, KubeletScheme: "http", Auth: "/k", HostIDAnnotation: "x/y",
 		}},
 		{"kubernetes.summary_api:?kubeletport=1", summary(func(s *Source) {
 			s.Warnings = []string{`unknown option "kubeletport" means nothing; did you mean kubeletPort?`}
@@ -54,9 +55,10 @@ func TestParseSource(t *testing.T) {
 			t.Errorf("%s:\n got %+v\nwant %+v", c.value, got, c.want)
 		}
 	}
-	legacy, err := ParseSource("kubernetes:''")
-	if err != nil || !slices.ContainsFunc(legacy.Warnings, func(w string) bool { return strings.Contains(w, "summary API") }) {
-		t.Errorf("kubernetes: %v, %v", legacy, err)
+	for _, key := range kubelet.Sources() {
+		if s, err := ParseSource(string(key) + ":''"); err != nil || s.Key != key || len(s.Warnings) > 0 {
+			t.Errorf("%s: %+v, %v", key, s, err)
+		}
 	}
 }
 
@@ -64,8 +66,7 @@ func TestParseSourceNamesWhatIsWrong(t *testing.T) {
 	for value, words := range map[string]string{
 		"":                                                "missing key",
 		":http://x":                                       "missing key",
-		"prometheus:http://x":                             `source "prometheus" is not known`,
-		"kubernetes.resource_api:":                        "not built yet",
+		"prometheus:http://x":                             `source "prometheus" is not known: want one of [kubernetes.summary_api kubernetes kubernetes.resource_api]`,
 		"kubernetes.summary_api:ftp://x":                  `scheme "ftp"`,
 		"kubernetes.summary_api:host:443":                 "want scheme://host",
 		"kubernetes.summary_api:10.0.0.1:443":             "want scheme://host",

@@ -68,8 +68,7 @@ func DefaultConfig() Config {
 
 // Flags registers Heapster's flags, and ours beside them.
 func (c *Config) Flags(fs *pflag.FlagSet) {
-	fs.StringArrayVar(&c.Sources, "source", c.Sources, "`URI` of where measurements come from, exactly one: KEY:[scheme://host[:port]][?option=value&…] with KEY kubernetes.summary_api or kubernetes; "+
-		"options: inClusterConfig, insecure, auth, useServiceAccount, kubeletPort, kubeletHttps, host_id_annotation, apiVersion")
+	fs.StringArrayVar(&c.Sources, "source", c.Sources, "`URI` of where measurements come from, exactly one: KEY:[scheme://host[:port]][?option=value&…]; "+scraper.SourceHelp)
 	fs.DurationVar(&c.Scraper.Resolution, "metric_resolution", c.Scraper.Resolution, "distance between two ticks: whole seconds, 5s or more")
 	c.Sinks.SinkFlags(fs)
 

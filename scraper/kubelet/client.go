@@ -236,27 +236,28 @@ func readPins(path string) (pins [][]byte, err error) {
 	return pins, nil
 }
 
-// Summary fetches /stats/summary and calls use with the whole answer, which is valid during the call
-// only. ctx has the deadline of the scrape. Its errors are *Error, or what use returns.
-func (c *Client) Summary(ctx context.Context, t Target, use func(answer []byte) error) error {
-	return c.get(ctx, t, "/stats/summary", "nodes/stats", use)
-}
-
-// Pods is Summary for /pods: the kubelet's own list of its pods, JSON of a v1 PodList.
+// Pods fetches the kubelet's own list of its pods, JSON of a v1 PodList, as Read does samples.
 func (c *Client) Pods(ctx context.Context, t Target, use func(answer []byte) error) error {
-	return c.get(ctx, t, "/pods", "nodes/proxy", use)
+	return c.get(ctx, t, &podsRequest, func(_ http.Header, answer []byte) error { return use(answer) })
 }
 
-func (c *Client) get(ctx context.Context, t Target, path, resource string, use func([]byte) error) error {
-	what := "GET " + t.String() + path
+func (c *Client) get(ctx context.Context, t Target, r *request, use func(header http.Header, answer []byte) error) error {
+	what := r.method + " " + t.String() + r.path
 	if t.Host == "" || t.Port <= 0 || t.Port > 65535 {
-		return &Error{Reason: BadAddress, Node: t.Node, What: "GET " + path, Detail: fmt.Sprintf("no usable address (host %q, port %d)", t.Host, t.Port)}
+		return &Error{Reason: BadAddress, Node: t.Node, What: r.method + " " + r.path, Detail: fmt.Sprintf("no usable address (host %q, port %d)", t.Host, t.Port)}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.String()+path, nil)
+	var body io.Reader
+	if r.body != "" {
+		body = strings.NewReader(r.body)
+	}
+	req, err := http.NewRequestWithContext(ctx, r.method, t.String()+r.path, body)
 	if err != nil {
-		return &Error{Reason: BadAddress, Node: t.Node, What: "GET " + path, Detail: fmt.Sprintf("host %q is no address", t.Host)}
+		return &Error{Reason: BadAddress, Node: t.Node, What: r.method + " " + r.path, Detail: fmt.Sprintf("host %q is no address", t.Host)}
 	}
-	req.Header.Set("Accept", "application/json")
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	req.Header.Set("Accept", r.accept)
 	req.Header.Set("User-Agent", "heapstream-scraper")
 	if t.HTTPS {
 		token, err := c.bearer()
@@ -285,7 +286,7 @@ func (c *Client) get(ctx context.Context, t Target, path, resource string, use f
 		if resp.StatusCode == http.StatusUnauthorized {
 			c.token.forget()
 		}
-		return refused(resp, body, t, what, resource)
+		return refused(resp, body, t, what, r)
 	}
 	p, err := c.reading.enter(ctx)
 	if err != nil {
@@ -311,7 +312,7 @@ func (c *Client) get(ctx context.Context, t Target, path, resource string, use f
 			Advice: "is this a kubelet?"}
 	}
 	p.keep()
-	return use(buf.Bytes())
+	return use(resp.Header, buf.Bytes())
 }
 
 func (c *Client) bearer() (string, error) {

@@ -92,7 +92,7 @@ func ask(t testing.TB, c *Client, target Target) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	var body string
-	err := c.Summary(ctx, target, func(answer []byte) error { body = string(answer); return nil })
+	err := c.Read(ctx, target, SummarySource, &Memory{}, func(_ Form, answer []byte) error { body = string(answer); return nil })
 	return body, err
 }
 
@@ -304,8 +304,8 @@ func TestHungKubeletLeavesNothingBehind(t *testing.T) {
 	c := client(t, Config{})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	unused := func([]byte) error { return errors.New("there is an answer") }
-	err := c.Summary(ctx, at, unused)
+	unused := func(Form, []byte) error { return errors.New("there is an answer") }
+	err := c.Read(ctx, at, SummarySource, &Memory{}, unused)
 	if e := (*Error)(nil); !errors.As(err, &e) || e.Reason != Timeout {
 		t.Fatalf("%v, want reason timeout", err)
 	}
@@ -313,7 +313,7 @@ func TestHungKubeletLeavesNothingBehind(t *testing.T) {
 	// stopping is not the kubelet's fault
 	ctx, cancel = context.WithCancel(t.Context())
 	cancel()
-	if e := (*Error)(nil); !errors.As(c.Summary(ctx, at, unused), &e) || e.Reason != Canceled {
+	if e := (*Error)(nil); !errors.As(c.Read(ctx, at, SummarySource, &Memory{}, unused), &e) || e.Reason != Canceled {
 		t.Errorf("%v, want reason canceled", e)
 	}
 }
@@ -326,7 +326,7 @@ func TestSlowAnswerIsTimeout(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	err := client(t, Config{}).Summary(ctx, at, func([]byte) error { return errors.New("there is an answer") })
+	err := client(t, Config{}).Read(ctx, at, SummarySource, &Memory{}, func(Form, []byte) error { return errors.New("there is an answer") })
 	if e := (*Error)(nil); !errors.As(err, &e) || e.Reason != Timeout || !strings.Contains(err.Error(), "not complete") {
 		t.Errorf("%v", err)
 	}
@@ -419,7 +419,7 @@ func TestHungHandshakesDelayNobody(t *testing.T) {
 	var hung sync.WaitGroup
 	for range 2 * cap(c.shaking.places) {
 		hung.Go(func() {
-			_ = c.Summary(ctx, Target{Node: "hung", Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, HTTPS: true}, nil)
+			_ = c.Read(ctx, Target{Node: "hung", Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, HTTPS: true}, SummarySource, &Memory{}, nil)
 		})
 	}
 	body, err := ask(t, c, good)

@@ -15,9 +15,6 @@ import (
 	"github.com/heapstream/heapstream/proto"
 )
 
-// SummarySource is the key of this source in batches.
-const SummarySource = "kubernetes.summary_api"
-
 // Limits on one answer; what is beyond is left out and counted. They keep a batch within what
 // proto encodes, with room for the rows that enrichment adds.
 const (
@@ -56,6 +53,14 @@ type Decoder struct {
 
 	interned map[string]string
 
+	// Of answers that tell cgroups.
+	lines       exposition
+	cgroups     *cgroups
+	extras      []proto.Extra // of cgroups
+	byName      map[deviceKey]int32
+	key         []byte
+	scrapeError bool
+
 	// Where we are, for errors.
 	section        string
 	pod, container int
@@ -68,10 +73,25 @@ type childKey struct {
 	name   string
 }
 
-// Summary decodes the answer to GET /stats/summary into b, which it resets but for what precedes
-// its table; b.Node, where set, must be the node that the kubelet says it is. data is not kept.
-// Left-out values are added to b.Dropped. Errors are *Error with the reason BadAnswer, HalfAnswer
-// or OtherNode; b is then of no use.
+// Decode decodes an answer of that form into b, which it resets but for what precedes its table; b.Node
+// is the node that was asked. data is not kept. Left-out values are added to b.Dropped. Errors are *Error
+// with the reason BadAnswer, HalfAnswer, OtherNode or ServerError; b is then of no use.
+//
+// Whose answer it is, is told by the summary (its node's name) and by /metrics/cadvisor (m, where both
+// sides tell it); the other two forms name nobody, so that there TLS alone tells nodes apart.
+func (d *Decoder) Decode(form Form, data []byte, b *proto.Batch, m Machine) error {
+	switch form {
+	case FormContainerStats:
+		return d.ContainerStats(data, b)
+	case FormCAdvisor:
+		return d.exposition(form, data, b, m, cadvisorFamily)
+	case FormResource:
+		return d.exposition(form, data, b, m, resourceFamily)
+	}
+	return d.Summary(data, b)
+}
+
+// Summary is Decode for FormSummary; where b.Node is empty the kubelet's word is taken.
 func (d *Decoder) Summary(data []byte, b *proto.Batch) error {
 	b.Table.Reset()
 	d.begin(&b.Table, b.Node)
@@ -91,7 +111,7 @@ func (d *Decoder) Summary(data []byte, b *proto.Batch) error {
 		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 			reason = HalfAnswer
 		}
-		return &Error{Reason: reason, Node: b.Node, What: "decode " + SummarySource, Detail: d.where(), Err: err}
+		return &Error{Reason: reason, Node: b.Node, What: FormSummary.decode(), Detail: d.where(), Err: err}
 	}
 	d.t.Entities[0].Name = d.said
 	b.Node = d.said
@@ -164,8 +184,8 @@ func (d *Decoder) array(f func() error) error {
 	return d.json.Skip()
 }
 
-// text reads a string; what is none, or is too long, is counted and "".
-func (d *Decoder) text() (string, error) {
+// string reads a string; what is none, or is too long, is counted and "".
+func (d *Decoder) string() (string, error) {
 	switch d.json.Next() {
 	case jx.String:
 		raw, err := d.json.StrBytes()
@@ -176,17 +196,22 @@ func (d *Decoder) text() (string, error) {
 			d.dropped++
 			return "", nil
 		}
-		if s, ok := d.interned[string(raw)]; ok {
-			return s, nil
-		}
-		s := strings.ToValidUTF8(string(raw), "\uFFFD")
-		d.interned[s] = s
-		return s, nil
+		return d.intern(raw), nil
 	case jx.Null:
 		return "", d.json.Null()
 	}
 	d.dropped++
 	return "", d.json.Skip()
+}
+
+// intern returns raw as a string of valid UTF-8; equal ones share their bytes, from answer to answer.
+func (d *Decoder) intern(raw []byte) string {
+	if s, ok := d.interned[string(raw)]; ok {
+		return s
+	}
+	s := strings.ToValidUTF8(string(raw), "\uFFFD")
+	d.interned[s] = s
+	return s
 }
 
 // number reads the bytes of a number; ok is false for null and, counted, for anything else.
@@ -303,12 +328,12 @@ func (d *Decoder) nodeStats() error {
 		switch string(key) {
 		case "nodeName":
 			d.section = "nodeName"
-			name, err := d.text()
+			name, err := d.string()
 			if err != nil {
 				return err
 			}
 			if d.node != "" && name != d.node {
-				return &Error{Reason: OtherNode, Node: d.node, What: "decode " + SummarySource,
+				return &Error{Reason: OtherNode, Node: d.node, What: FormSummary.decode(),
 					Detail: fmt.Sprintf("the kubelet at this address says it is node %q", name)}
 			}
 			d.said = name
@@ -383,11 +408,11 @@ func (d *Decoder) podStats() error {
 				e := &d.t.Entities[row]
 				switch string(key) {
 				case "name":
-					e.Name, err = d.text()
+					e.Name, err = d.string()
 				case "namespace":
-					e.Namespace, err = d.text()
+					e.Namespace, err = d.string()
 				case "uid":
-					e.UID, err = d.text()
+					e.UID, err = d.string()
 				default:
 					err = d.json.Skip()
 				}
@@ -444,18 +469,7 @@ func (d *Decoder) endPod(row int) {
 			v.Set(row, proto.GroupProcess.Time(), at)
 		}
 	}
-	// A pod that has just started is reported with all zeros until its cgroup has been sampled for
-	// the first time, while its containers have values already: those zeros were not measured.
-	if cpu, ok := v.Get(row, proto.CPUUsage.Field()); ok {
-		if cpu > 0 || !d.anyChild(row, proto.CPUUsage) {
-			d.t.Entities[row].Flags |= proto.FlagCgroup
-		} else {
-			d.clearGroup(row, proto.GroupCPU)
-			d.clearGroup(row, proto.GroupMemory)
-			d.clearGroup(row, proto.GroupIO)
-			d.clearGroup(row, proto.GroupSwap)
-		}
-	}
+	d.trustCgroup(row)
 	e := &d.t.Entities[row]
 	if e.Name == "" || e.Namespace == "" {
 		return
@@ -467,6 +481,24 @@ func (d *Decoder) endPod(row int) {
 		return
 	}
 	d.pods[key] = d.older(other, row)
+}
+
+// trustCgroup flags a pod whose own cpu is told, unless nothing of its cgroup is to be trusted yet: a pod
+// that has just started is reported with all zeros, or without cpu, until its cgroup has been sampled for
+// the first time, while its containers have values already. Those zeros were not measured.
+func (d *Decoder) trustCgroup(row int) {
+	cpu, ok := d.t.Values.Get(row, proto.CPUUsage.Field())
+	switch {
+	case cpu > 0 || !d.anyChild(row, proto.CPUUsage):
+		if ok {
+			d.t.Entities[row].Flags |= proto.FlagCgroup
+		}
+	default:
+		d.clearGroup(row, proto.GroupCPU)
+		d.clearGroup(row, proto.GroupMemory)
+		d.clearGroup(row, proto.GroupIO)
+		d.clearGroup(row, proto.GroupSwap)
+	}
 }
 
 // older kills the row that started earlier, or the first of two that started together, and
@@ -501,7 +533,7 @@ func (d *Decoder) nameless(row int) {
 }
 
 func (d *Decoder) anyChild(row int, id proto.MetricID) bool {
-	for i := row + 1; i < len(d.t.Entities); i++ {
+	for i := row + 1; i < len(d.t.Entities) && d.t.Entities[i].Kind == proto.KindContainer; i++ {
 		if v, _ := d.t.Values.Get(i, id.Field()); v > 0 {
 			return true
 		}
@@ -546,7 +578,7 @@ func (d *Decoder) containerStats(parent int, kind proto.Kind) error {
 		switch string(key) {
 		case "name":
 			d.section = "name"
-			name, err := d.text()
+			name, err := d.string()
 			if kind == proto.KindSystemContainer {
 				name = systemName(name)
 			}
@@ -753,7 +785,7 @@ func (d *Decoder) nic(row int) error {
 	return d.object(func(key []byte) (err error) {
 		switch string(key) {
 		case "name":
-			d.devices[dev].Name, err = d.text()
+			d.devices[dev].Name, err = d.string()
 		case "rxBytes":
 			err = d.integer(&d.values, dev, proto.InterfaceRx.Field())
 		case "rxErrors":
@@ -811,7 +843,7 @@ func (d *Decoder) volume(row int) error {
 	return d.object(func(key []byte) error {
 		switch string(key) {
 		case "name":
-			name, err := d.text()
+			name, err := d.string()
 			if err != nil || name == "" {
 				return err
 			}
@@ -827,7 +859,7 @@ func (d *Decoder) volume(row int) error {
 				if string(key) != "name" {
 					return d.json.Skip()
 				}
-				d.devices[dev].Claim, err = d.text()
+				d.devices[dev].Claim, err = d.string()
 				return err
 			})
 		}
@@ -882,11 +914,11 @@ func (d *Decoder) accelerator(row int) error {
 	return d.object(func(key []byte) (err error) {
 		switch string(key) {
 		case "id":
-			d.devices[dev].Name, err = d.text()
+			d.devices[dev].Name, err = d.string()
 		case "make":
-			d.devices[dev].Make, err = d.text()
+			d.devices[dev].Make, err = d.string()
 		case "model":
-			d.devices[dev].Model, err = d.text()
+			d.devices[dev].Model, err = d.string()
 		case "memoryTotal":
 			err = d.integer(&d.values, dev, proto.AcceleratorTotal.Field())
 		case "memoryUsed":
@@ -909,9 +941,9 @@ func (d *Decoder) custom(row, first int) error {
 	err := d.object(func(key []byte) (err error) {
 		switch string(key) {
 		case "name":
-			name, err = d.text()
+			name, err = d.string()
 		case "type":
-			kind, err = d.text()
+			kind, err = d.string()
 		case "value":
 			value, has, err = d.float()
 		default:

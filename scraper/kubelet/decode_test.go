@@ -2,9 +2,11 @@ package kubelet
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,11 +31,7 @@ func decode(t *testing.T, node, answer string) *proto.Batch {
 
 func fixture(t testing.TB, name string) []byte {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join("testdata", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
+	return mustFixture(name)
 }
 
 // dump prints a table for people: one line a row, one a value.
@@ -351,8 +349,18 @@ func FuzzSummary(f *testing.F) {
 	})
 }
 
+// mustFixture reads a file of testdata, packed or not.
 func mustFixture(name string) []byte {
-	data, err := os.ReadFile(filepath.Join("testdata", name))
+	path := filepath.Join("testdata", name)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		if data, err = os.ReadFile(path + ".gz"); err == nil {
+			var z *gzip.Reader
+			if z, err = gzip.NewReader(bytes.NewReader(data)); err == nil {
+				data, err = io.ReadAll(z)
+			}
+		}
+	}
 	if err != nil {
 		panic(err)
 	}

@@ -28,7 +28,7 @@ const (
 	NotFound     Reason = "not_found"     // 404
 	ServerError  Reason = "server_error"  // 5xx
 	BadStatus    Reason = "bad_status"    // any other status than 200
-	BadAnswer    Reason = "bad_answer"    // not the JSON it should be
+	BadAnswer    Reason = "bad_answer"    // not what it should be
 	HalfAnswer   Reason = "half_answer"   // broke off
 	TooLarge     Reason = "too_large"     // beyond the bound on one answer
 	OtherNode    Reason = "other_node"    // the answer is another node's
@@ -53,6 +53,7 @@ type Error struct {
 	Detail string // what happened, in words
 	Advice string // what to do about it; may be empty
 	Err    error  // cause; may be nil
+	Status int    // of HTTP, where that is what is wrong; else 0
 }
 
 // Error names the node, what was done, what happened and what to do.
@@ -157,8 +158,8 @@ func busy(ctx context.Context, t Target, what, detail string) *Error {
 }
 
 // refused explains a status other than 200. body is the beginning of what came with it.
-func refused(resp *http.Response, body []byte, t Target, what, resource string) *Error {
-	e := &Error{Node: t.Node, What: what}
+func refused(resp *http.Response, body []byte, t Target, what string, r *request) *Error {
+	e := &Error{Node: t.Node, What: what, Status: resp.StatusCode}
 	said := firstLine(strings.TrimSpace(strings.ToValidUTF8(string(body), "\uFFFD")))
 	with := func(words string) string {
 		if said == "" {
@@ -176,8 +177,8 @@ func refused(resp *http.Response, body []byte, t Target, what, resource string) 
 			e.Advice = "give a token (--kubelet-token-file) and let the kubelet ask the API server about it (--authentication-token-webhook), or a client certificate of its client CA"
 		}
 	case code == http.StatusForbidden:
-		e.Reason, e.Detail = Forbidden, with("403: we may not get "+resource)
-		e.Advice = fmt.Sprintf("grant our ServiceAccount the verb get on %s (a ClusterRole with apiGroups [\"\"])", resource)
+		e.Reason, e.Detail = Forbidden, with("403: we may not "+r.verb()+" "+r.right)
+		e.Advice = fmt.Sprintf("grant our ServiceAccount the verb %s on %s (a ClusterRole with apiGroups [\"\"])", r.verb(), r.right)
 	case code == http.StatusNotFound:
 		e.Reason, e.Detail = NotFound, "404: there is no such path"
 		e.Advice = "is this the kubelet's port?"

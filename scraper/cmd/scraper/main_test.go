@@ -30,11 +30,11 @@ func TestHelpIsGolden(t *testing.T) {
 
 func TestWrongCommandLineIsRefused(t *testing.T) {
 	var out, errs bytes.Buffer
-	code := daemon.Execute(t.Context(), command(), []string{"--role=node", "--metric_resolution=1s", "--source=kubernetes.resource_api:"}, &out, &errs)
+	code := daemon.Execute(t.Context(), command(), []string{"--role=node", "--metric_resolution=1s", "--source=kubernetes.resources_api:"}, &out, &errs)
 	if code != 2 {
 		t.Errorf("exit code %d", code)
 	}
-	for _, words := range []string{"--node-name", "--metric-resolution is 1s", "not built yet"} {
+	for _, words := range []string{"--node-name", "--metric-resolution is 1s", "want one of"} {
 		if !strings.Contains(errs.String(), words) {
 			t.Errorf("%q does not say %q", errs.String(), words)
 		}
