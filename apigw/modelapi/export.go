@@ -2,12 +2,12 @@ package modelapi
 
 import (
 	"cmp"
-	"io"
 	"net/http"
 	"slices"
 	"strconv"
 	"time"
 
+	"github.com/heapstream/heapstream/apigw/answer"
 	"github.com/heapstream/heapstream/apigw/view"
 	"github.com/heapstream/heapstream/apigw/window"
 	"github.com/heapstream/heapstream/proto"
@@ -26,63 +26,39 @@ func exported(m *proto.Metric) bool {
 	return m.ID <= proto.NetworkTxErrors && m.Formula != proto.FormulaMilli
 }
 
-// flushBytes is how much of a long answer is collected before it is sent.
-const flushBytes = 64 << 10
-
 // export answers /api/v1/metric-export: what every entity has at its newest tick, sent as it is written.
 func (q *request) export() {
-	if q.api.cfg.DisableExport {
-		q.json([]byte("[]\n"))
+	switch {
+	case q.api.cfg.DisableExport:
+		q.JSON([]byte("[]\n"))
+		return
+	case q.api.cfg.NoPast:
+		q.Text(http.StatusServiceUnavailable, textNoPast)
+		return
+	case q.c.Newest() == 0:
+		q.JSON([]byte("null\n"))
 		return
 	}
-	if q.c.Newest() == 0 {
-		q.json([]byte("null\n"))
-		return
-	}
-	s := scratches.Get().(*scratch) //nolint:errcheck,forcetypeassert // what New made
-	defer s.release()
-	q.stream(func(w io.Writer) {
-		b := append(s.buf[:0], '[')
+	q.Stream(func(s *answer.Stream) {
+		s.B = append(s.B, '[')
 		first := true
-		var err error
 		q.c.Export(exported, func(x *view.Exported) bool {
 			if !first {
-				b = append(b, ',')
+				s.B = append(s.B, ',')
 			}
 			first = false
-			b = q.appendExported(b, x)
-			if len(b) >= flushBytes {
-				_, err = w.Write(b)
-				b = b[:0]
-			}
-			return err == nil
+			s.B = q.appendExported(s.B, x)
+			return s.Send()
 		})
-		_, _ = w.Write(append(b, "]\n"...)) // nobody is left to be told
-		s.buf = b
+		s.B = append(s.B, "]\n"...)
 	})
-}
-
-// stream answers 200 with JSON of unknown length.
-func (q *request) stream(write func(io.Writer)) {
-	q.status = http.StatusOK
-	h := q.w.Header()
-	h["Content-Type"] = []string{contentJSON}
-	var w io.Writer = q.w
-	if encoding := q.encoding(); encoding != "" {
-		h.Set("Content-Encoding", encoding)
-		z, done := compressor(q.w, encoding)
-		defer done()
-		w = z
-	}
-	q.w.WriteHeader(http.StatusOK)
-	write(w)
 }
 
 // appendExported appends one element of the export: metrics by name, then labels, keys sorted.
 func (q *request) appendExported(b []byte, x *view.Exported) []byte {
 	slices.SortStableFunc(x.Samples, func(a, b window.Sample) int { return cmp.Compare(a.Metric.Name, b.Metric.Name) })
 	b = append(b, `{"metrics":{`...)
-	day := dayText{}
+	day := answer.DayText{}
 	for i := range x.Samples {
 		p := &x.Samples[i]
 		switch {
@@ -92,20 +68,20 @@ func (q *request) appendExported(b []byte, x *view.Exported) []byte {
 			b = append(b, `],`...)
 			fallthrough
 		default:
-			b = appendString(b, p.Metric.Name)
+			b = answer.AppendString(b, p.Metric.Name)
 			b = append(b, `:[`...)
 		}
 		b = append(b, `{"start":"`...)
 		switch { // the counters of disks were called gauges
 		case p.Metric.Shape != proto.Counter || p.Metric.Device != 0:
-			b = day.append(b, x.Tick)
+			b = day.Append(b, x.Tick)
 		case x.Start == 0:
-			b = append(b, yearOneText...)
+			b = append(b, answer.YearOne...)
 		default:
 			b = time.Unix(0, x.Start).UTC().AppendFormat(b, time.RFC3339Nano)
 		}
 		b = append(b, `","end":"`...)
-		b = day.append(b, x.Tick)
+		b = day.Append(b, x.Tick)
 		b = append(b, '"')
 		if p.Metric.Device != 0 {
 			var buf [4]proto.Label
@@ -114,7 +90,7 @@ func (q *request) appendExported(b []byte, x *view.Exported) []byte {
 		}
 		b = append(b, `,"value":`...)
 		if p.Value.IsFloat() {
-			b = appendFloat(b, p.Value.Float64())
+			b = answer.AppendFloat(b, p.Value.Float64())
 		} else {
 			b = strconv.AppendInt(b, p.Value.Int64(), 10)
 		}
@@ -173,9 +149,9 @@ func appendLabels(b []byte, labels []proto.Label) []byte {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = appendString(b, l.Key)
+		b = answer.AppendString(b, l.Key)
 		b = append(b, ':')
-		b = appendString(b, l.Value)
+		b = answer.AppendString(b, l.Value)
 	}
 	return append(b, '}')
 }

@@ -28,21 +28,21 @@ func health(c *view.Cluster) error {
 // healthz answers /healthz: any method, verbose when asked.
 func (q *request) healthz() {
 	if err := health(q.c); err != nil {
-		q.text(http.StatusInternalServerError, "[-]healthz failed: "+err.Error()+"\nhealthz check failed\n")
+		q.Text(http.StatusInternalServerError, "[-]healthz failed: "+err.Error()+"\nhealthz check failed\n")
 		return
 	}
-	if _, verbose := q.r.URL.Query()["verbose"]; verbose {
-		q.text(http.StatusOK, "[+]healthz ok\nhealthz check passed\n")
+	if _, verbose := q.R.URL.Query()["verbose"]; verbose {
+		q.Text(http.StatusOK, "[+]healthz ok\nhealthz check passed\n")
 		return
 	}
-	q.text(http.StatusOK, "ok")
+	q.Text(http.StatusOK, "ok")
 }
 
 // healthzOne answers /healthz/healthz.
 func (q *request) healthzOne() {
 	if err := health(q.c); err != nil {
-		q.text(http.StatusInternalServerError, "internal server error: "+err.Error()+"\n")
+		q.Text(http.StatusInternalServerError, "internal server error: "+err.Error()+"\n")
 		return
 	}
-	q.text(http.StatusOK, "ok")
+	q.Text(http.StatusOK, "ok")
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/heapstream/heapstream/apigw/answer"
 	"github.com/heapstream/heapstream/apigw/labels"
 	"github.com/heapstream/heapstream/apigw/view"
 	"github.com/heapstream/heapstream/apigw/window"
@@ -21,6 +22,7 @@ import (
 type Config struct {
 	Cluster       string // of the paths without /clusters/<c>
 	DisableExport bool   // the export is always empty
+	NoPast        bool   // the view has no window: what needs one is refused
 }
 
 // Deps is what the gateway hands in.
@@ -29,6 +31,15 @@ type Deps struct {
 	Log      *slog.Logger
 	Labels   *labels.Cache         // joins labels; nil means as Heapster by default
 	Registry prometheus.Registerer // nil: telemetry is kept to itself
+	History  History               // nil: there is no historical API
+	Now      func() time.Time      // nil means time.Now
+}
+
+// History answers what is below /api/v1/historical.
+type History interface {
+	// Serve answers q, whose path below the root is rest ("" or beginning with a slash), of a cluster. It names
+	// the handler in q.
+	Serve(q *answer.Request, c *view.Cluster, rest string)
 }
 
 // API answers the paths of this package.
@@ -49,30 +60,24 @@ func New(cfg Config, deps Deps) (*API, error) {
 	if deps.Log == nil {
 		deps.Log = slog.New(slog.DiscardHandler)
 	}
+	if deps.Now == nil {
+		deps.Now = time.Now
+	}
 	if deps.Labels == nil {
 		deps.Labels = labels.NewCache(proto.DefaultLabelFormat())
 	}
 	return &API{cfg: cfg, deps: deps, tele: newTelemetry(deps.Registry)}, nil
 }
 
-// Limits of a request. A list of pods is as long as an HPA asks for at most; see the HPA's own limits.
-const (
-	// MaxPods is how many names a pod-list may have.
-	MaxPods = 4096
-	// MaxLabels is how many pairs the labels parameter may have: more than any series has.
-	MaxLabels = 64
-)
+// MaxPods is how many names a pod-list may have: more than an HPA asks for.
+const MaxPods = 4096
 
 const (
 	modelRoot    = "/api/v1/model"
+	historyRoot  = "/api/v1/historical"
 	clustersRoot = "/clusters"
-	textNotFound = "404: Page Not Found"
-	textMethod   = "405: Method Not Allowed"
-	textAccept   = "406: Not Acceptable"
-	muxNotFound  = "404 page not found\n"
-	yearOneText  = "0001-01-01T00:00:00Z"
-	contentJSON  = "application/json"
-	contentText  = "text/plain; charset=utf-8"
+
+	textNoPast = "this gateway does not keep the recent past: it was started with --disable_metric_sink"
 )
 
 // ServeHTTP answers one request. Paths that are not this package's get 404 in the words of net/http's mux.
@@ -84,39 +89,47 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, u.String(), http.StatusMovedPermanently)
 		return
 	}
-	q := request{api: a, w: w, r: r, began: time.Now()}
+	q := request{Request: answer.Request{W: w, R: r}, api: a, began: time.Now()}
 	defer q.end()
 	cluster, rest, ok := a.split(p)
 	if !ok {
-		q.text(http.StatusNotFound, muxNotFound)
+		q.Text(http.StatusNotFound, answer.TextMuxNotFound)
 		return
 	}
 	if rest == "" { // /clusters, /clusters/
-		q.handler = "clusterList"
-		if q.negotiate() {
-			q.list(a.deps.View.Clusters())
+		q.Handler = "clusterList"
+		if q.Negotiate() {
+			q.List(a.deps.View.Clusters())
 		}
 		return
 	}
 	c, ok := a.deps.View.Cluster(cluster)
 	if !ok {
-		q.text(http.StatusNotFound, "cluster "+strconv.Quote(cluster)+" is not in the view")
+		q.Text(http.StatusNotFound, "cluster "+strconv.Quote(cluster)+" is not in the view")
 		return
 	}
 	q.c = c
 	switch {
 	case rest == "/healthz":
-		q.handler = "healthz"
+		q.Handler = "healthz"
 		q.healthz()
 	case rest == "/healthz/healthz":
-		q.handler = "healthz"
+		q.Handler = "healthz"
 		q.healthzOne()
 	case rest == exportRoot || rest == exportRoot+"/":
-		q.answer("metricExport", q.export)
+		q.Do("metricExport", q.export)
+	case rest == schemaPath || rest == schemaPath+"/":
+		q.Do("metricExportSchema", func() { q.JSON(schema) })
+	case strings.HasPrefix(rest, "/apis/metrics"):
+		q.resources(rest)
+	case q.api.deps.History != nil && (rest == historyRoot || strings.HasPrefix(rest, historyRoot+"/")):
+		q.api.deps.History.Serve(&q.Request, c, rest[len(historyRoot):])
+	case q.api.cfg.NoPast && (rest == modelRoot || strings.HasPrefix(rest, modelRoot+"/")):
+		q.Text(http.StatusNotFound, textNoPast)
 	case rest == modelRoot, strings.HasPrefix(rest, modelRoot+"/"):
 		q.model(rest[len(modelRoot):])
 	default:
-		q.text(http.StatusNotFound, muxNotFound)
+		q.Text(http.StatusNotFound, answer.TextMuxNotFound)
 	}
 }
 
@@ -145,15 +158,6 @@ func cleaned(p string) string {
 	return clean
 }
 
-// aliases are the names that metrics had before.
-var aliases = map[string]string{
-	"cpu-usage":      "cpu/usage_rate",
-	"cpu-limit":      "cpu/limit",
-	"memory-limit":   "memory/limit",
-	"memory-usage":   "memory/usage",
-	"memory-working": "memory/working_set",
-}
-
 // model routes one path below the root of the model API.
 func (q *request) model(rest string) {
 	rest = strings.TrimSuffix(strings.TrimPrefix(rest, "/"), "/")
@@ -170,11 +174,7 @@ func (q *request) model(rest string) {
 	}
 	is := func(i int, word string) bool { return i < len(s) && s[i] == word }
 	metric := func(i int) string {
-		name := strings.Join(s[i:], "/")
-		if real, ok := aliases[name]; ok {
-			return real
-		}
-		return name
+		return answer.MetricName(strings.Join(s[i:], "/"))
 	}
 	// entity answers …/metrics and …/metrics/{m} of one entity, whose path ends before i.
 	entity := func(i int, names, values string, e window.Entity) bool {
@@ -182,15 +182,15 @@ func (q *request) model(rest string) {
 			return false
 		}
 		if len(s) == i+1 {
-			q.answer(names, func() { q.list(q.c.MetricNames(e)) })
+			q.Do(names, func() { q.List(q.c.MetricNames(e)) })
 		} else {
 			m := metric(i + 1)
-			q.answer(values, func() { q.series(e, m) })
+			q.Do(values, func() { q.series(e, m) })
 		}
 		return true
 	}
 	list := func(handler string, names func() []string) {
-		q.answer(handler, func() { q.list(names()) })
+		q.Do(handler, func() { q.List(names()) })
 	}
 	ok := false
 	switch {
@@ -219,13 +219,13 @@ func (q *request) model(rest string) {
 		ok = q.pods(s, entity, list)
 	case is(0, "namespaces") && is(2, "pod-list") && is(4, "metrics") && len(s) > 5:
 		m := metric(5)
-		q.answer("podListMetric", func() { q.podList(s[1], s[3], m) })
+		q.Do("podListMetric", func() { q.podList(s[1], s[3], m) })
 		ok = true
 	case is(0, "namespaces") && len(s) > 2:
 		ok = entity(2, "availableNamespaceMetrics", "namespaceMetrics", window.Entity{Kind: proto.KindNamespace, Namespace: s[1]})
 	}
 	if !ok {
-		q.text(http.StatusNotFound, textNotFound)
+		q.Text(http.StatusNotFound, answer.TextNotFound)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/heapstream/heapstream/apigw/answer"
 	"github.com/heapstream/heapstream/apigw/view"
 	"github.com/heapstream/heapstream/proto"
 )
@@ -42,9 +43,12 @@ func filled(t testing.TB) *API {
 			r.Cluster, r.Tick, r.Resolution = "prod", proto.Tick(begin.Add(time.Duration(i)*resolution).UnixMilli()), resolution
 			c.Apply(r, view.Origin{Seq: uint64(i + 1), Time: r.Tick.Time().Add(2 * time.Second), Live: true})
 		}
+		at := begin.Add(time.Duration(i)*resolution - 3*time.Second)
 		node := &proto.Rollup{Scope: proto.ScopeNode, Name: "node-0"}
-		node.AddEntity(proto.Entity{Kind: proto.KindNode, Name: "node-0", Hostname: "host-0", Parent: -1})
+		node.AddEntity(proto.Entity{Kind: proto.KindNode, Name: "node-0", Hostname: "host-0", Parent: -1, Labels: []proto.Label{{Key: "zone", Value: "a"}}})
 		node.AddEntity(proto.Entity{Kind: proto.KindSystemContainer, Name: "kubelet", Parent: 0})
+		starting := node.AddEntity(proto.Entity{Kind: proto.KindPod, Namespace: "shop", Name: "new-0", Parent: 0, Phase: proto.PhaseRunning})
+		node.AddEntity(proto.Entity{Kind: proto.KindContainer, Name: "app", Parent: int32(starting), Flags: proto.FlagRunning})
 		for p, name := range []string{"web-1", "web-0"} {
 			pod := node.AddEntity(proto.Entity{Kind: proto.KindPod, Namespace: "shop", Name: name, UID: "uid-" + name, Parent: 0, Phase: proto.PhaseRunning,
 				Labels: []proto.Label{{Key: "app", Value: "web"}, {Key: "tier", Value: "a<b"}}})
@@ -57,6 +61,9 @@ func filled(t testing.TB) *API {
 				node.Values.Set(row, proto.MemoryLimit.Field(), 1<<30)
 			}
 			node.Values.Set(c, proto.CPUUsage.Field(), 7e9)
+			node.Values.Set(c, proto.CPUUsage.Delta(), 5_012_345_678)
+			node.Values.Set(c, proto.GroupCPU.Span(), 10e9)
+			node.Values.Set(c, proto.GroupCPU.Time(), at.UnixNano())
 			if p == 0 {
 				node.Values.Set(c, proto.FieldStart, begin.Add(-time.Hour).UnixNano())
 			}
@@ -66,6 +73,10 @@ func filled(t testing.TB) *API {
 		}
 		node.AddEntity(proto.Entity{Kind: proto.KindNamespace, Name: "shop", UID: "uid-of-shop", Parent: -1})
 		node.Values.Set(0, proto.CPUUsageRate.Field(), 370)
+		node.Values.Set(0, proto.CPUUsage.Delta(), 3.7e9)
+		node.Values.Set(0, proto.GroupCPU.Span(), 10e9)
+		node.Values.Set(0, proto.GroupCPU.Time(), at.UnixNano())
+		node.Values.Set(0, proto.MemoryWorkingSet.Field(), 2698<<20)
 		node.Values.Set(0, proto.CPUNodeAllocatable.Field(), 1000)
 		node.Values.Set(0, proto.MemoryAvailable.Field(), -1)
 		node.Values.Set(1, proto.MemoryUsage.Field(), 77)
@@ -79,7 +90,7 @@ func filled(t testing.TB) *API {
 		totals.Values.Set(0, proto.MemoryUsage.Field(), 333)
 		apply(totals)
 	}
-	a, err := New(Config{Cluster: "prod"}, Deps{View: v})
+	a, err := New(Config{Cluster: "prod"}, Deps{View: v, Now: func() time.Time { return now }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +148,15 @@ var requests = []string{
 	"GET /api/v1/model/namespaces/shop/pod-list/web-0,nope,web-1,web-0,/metrics/memory/usage", "GET /api/v1/model/namespaces/shop/pod-list/web-0/metrics/nope",
 	"GET /api/v1/model/namespaces/shop/pod-list/web-0/metrics/memory/usage?start=abc", "GET /api/v1/model/namespaces/shop/pod-list/web-0/metrics",
 	"GET /api/v1/model/debug/allkeys", "GET /api/v1/model/debug", "HEAD /api/v1/model/nodes/", "POST /api/v1/model/nodes/", "POST /api/v1/model/nope", "OPTIONS /api/v1/model/metrics/memory/usage",
-	"GET /api/v1/metric-export", "GET /clusters/edge/api/v1/metric-export/", "POST /api/v1/metric-export", "GET /api/v1//model/nodes?x=1", "GET /clusters", "GET /clusters/", "POST /clusters", "GET /clusters/prod", "GET /clusters/prod/api/v1/model/nodes", "GET /clusters/edge/api/v1/model/nodes",
+	"GET /api/v1/metric-export-schema", "GET /api/v1/metric-export-schema/", "POST /api/v1/metric-export-schema",
+	"GET /apis", "GET /apis/metrics", "GET /apis/metrics/v1beta1/nodes", "GET /apis/metrics.k8s.io/v2/nodes", "GET /apis/metrics.k8s.io/v1alpha1", "GET /apis/metrics/v1alpha1/", "GET /apis/metricsx/v1alpha1/nodes",
+	"GET /apis/metrics/v1alpha1/nodes", "GET /apis/metrics/v1alpha1/nodes/node-0/", "GET /apis/metrics/v1alpha1/nodes/host-0", "GET /apis/metrics/v1alpha1/nodes/nope", "GET /apis/metrics/v1alpha1/nodes/node-0/pods",
+	"GET /apis/metrics.k8s.io/v1alpha1/nodes?labelSelector=zone%3Da", "GET /apis/metrics.k8s.io/v1alpha1/nodes?labelSelector=zone+in+(b,c)", "GET /apis/metrics.k8s.io/v1alpha1/nodes?labelSelector=%3D%3D",
+	"GET /apis/metrics.k8s.io/v1alpha1/pods?labelSelector=app%3Dweb", "GET /apis/metrics.k8s.io/v1alpha1/pods?labelSelector=!app", "GET /apis/metrics.k8s.io/v1alpha1/namespaces/shop/pods/", "GET /apis/metrics.k8s.io/v1alpha1/namespaces/nope/pods",
+	"GET /apis/metrics.k8s.io/v1alpha1/namespaces/shop/pods?labelSelector=%21%21", "GET /apis/metrics.k8s.io/v1alpha1/namespaces/shop/pods/web-0", "GET /apis/metrics.k8s.io/v1alpha1/namespaces/shop/pods/new-0",
+	"GET /apis/metrics.k8s.io/v1alpha1/namespaces/shop/pods/nope", "GET /apis/metrics.k8s.io/v1alpha1/namespaces/shop", "GET /apis/metrics.k8s.io/v1alpha1/namespaces//pods", "POST /apis/metrics.k8s.io/v1alpha1/nodes",
+	"GET /apis/metrics.k8s.io/v1beta1/nodes/node-0", "GET /apis/metrics.k8s.io/v1/namespaces/shop/pods", "GET /apis/metrics.k8s.io/v1/pods?labelSelector=nope", "GET /clusters/prod/apis/metrics.k8s.io/v1/nodes", "GET /clusters/edge/apis/metrics/v1alpha1/nodes",
+	"GET /api/v1/historical/nodes", "GET /api/v1/metric-export", "GET /clusters/edge/api/v1/metric-export/", "POST /api/v1/metric-export", "GET /api/v1//model/nodes?x=1", "GET /clusters", "GET /clusters/", "POST /clusters", "GET /clusters/prod", "GET /clusters/prod/api/v1/model/nodes", "GET /clusters/edge/api/v1/model/nodes",
 	"GET /clusters/edge/healthz", "GET /clusters/edge/healthz/healthz", "GET /clusters/nope/api/v1/model/nodes", "GET /clusters/prod/clusters/edge/healthz", "GET /clustersx",
 }
 
@@ -212,11 +231,11 @@ func TestBodiesAreHeapsters(t *testing.T) {
 				if i > 0 {
 					got = append(got, ',')
 				}
-				got = appendCompact(got, pointsOf(item.Metrics))
+				got = answer.AppendCompact(got, pointsOf(item.Metrics))
 			}
 			got = append(got, "]}\n"...)
 		} else {
-			got = appendPretty(nil, pointsOf(one.Metrics))
+			got = answer.AppendPretty(nil, pointsOf(one.Metrics))
 		}
 		if d := cmp.Diff(r.Body, string(got)); d != "" {
 			t.Errorf("%s\n%s", r.Path, d)
