@@ -22,7 +22,7 @@ import (
 )
 
 var suite = sinktest.Suite{
-	Kind: Kind, Once: true,
+	Kind:  Kind,
 	Start: func(t *testing.T, r sinktest.Reach) sinktest.Backend { return newFake(t, r) },
 	Names: func(tb testing.TB, r *proto.Rollup) []string {
 		names := encoded(build(tb, "influxdb"), []*proto.Rollup{r})
@@ -56,6 +56,7 @@ type fake struct {
 	created bool
 	points  map[string]string // series and time: field
 	server  *httptest.Server
+	net     *sinktest.Listener
 	release chan struct{} // closed when the mood changes
 }
 
@@ -74,7 +75,8 @@ func (f *fake) listen(addr string) {
 	s := httptest.NewUnstartedServer(f)
 	s.Config.ErrorLog = nil
 	_ = s.Listener.Close()
-	s.Listener = lis
+	f.net = sinktest.Wrap(lis)
+	s.Listener = f.net
 	if f.r.TLS {
 		s.StartTLS()
 		f.ca = filepath.Join(f.t.TempDir(), "ca.pem")
@@ -118,6 +120,9 @@ func (f *fake) Behave(m sinktest.Mood) {
 	f.mood = m
 	close(f.release)
 	f.release = make(chan struct{})
+	if m == sinktest.OK || m == sinktest.CutsOff {
+		f.net.Behave(m)
+	}
 	f.mu.Unlock()
 	switch {
 	case m == sinktest.Down && was != sinktest.Down:

@@ -120,15 +120,15 @@ type broker struct {
 	ca      string
 	tls     *tls.Config
 
-	mu    sync.Mutex
-	mood  sinktest.Mood
-	conns map[net.Conn]bool
-	seen  []*kgo.Record
+	mu   sync.Mutex
+	mood sinktest.Mood
+	nets []*sinktest.Listener
+	seen []*kgo.Record
 }
 
 func start(t *testing.T, r sinktest.Reach, opts ...kfake.Opt) *broker {
 	t.Helper()
-	b := &broker{t: t, r: r, conns: map[net.Conn]bool{}}
+	b := &broker{t: t, r: r}
 	opts = append(opts, kfake.NumBrokers(3), kfake.SeedTopics(4, "heapster-metrics"), kfake.ListenFn(b.listen))
 	if r.TLS {
 		b.certify()
@@ -173,31 +173,29 @@ func (b *broker) listen(network, address string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	lis = &cuttable{lis, b}
+	l := sinktest.Wrap(lis)
+	b.nets = append(b.nets, l)
+	lis = l
 	if b.tls != nil {
 		lis = tls.NewListener(lis, b.tls)
 	}
 	return lis, nil
 }
 
-// cuttable is a listener whose connections end while the mood is Down.
-type cuttable struct {
-	net.Listener
-	b *broker
-}
-
-func (l *cuttable) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
+// answer says the same of every partition of a request.
+func answer(p *kmsg.ProduceRequest, code int16) *kmsg.ProduceResponse {
+	resp := p.ResponseKind().(*kmsg.ProduceResponse)
+	for _, rt := range p.Topics {
+		st := kmsg.NewProduceResponseTopic()
+		st.Topic = rt.Topic
+		for _, rp := range rt.Partitions {
+			sp := kmsg.NewProduceResponseTopicPartition()
+			sp.Partition, sp.ErrorCode = rp.Partition, code
+			st.Partitions = append(st.Partitions, sp)
+		}
+		resp.Topics = append(resp.Topics, st)
 	}
-	l.b.mu.Lock()
-	defer l.b.mu.Unlock()
-	if l.b.mood == sinktest.Down {
-		_ = c.Close()
-	}
-	l.b.conns[c] = true
-	return c, nil
+	return resp
 }
 
 // produce is what happens to a produce request in every mood.
@@ -208,18 +206,7 @@ func (b *broker) produce(req kmsg.Request) (kmsg.Response, error, bool) { //noli
 	b.mu.Unlock()
 	p := req.(*kmsg.ProduceRequest)
 	respond := func(code int16) (kmsg.Response, error, bool) { //nolint:staticcheck // as above
-		resp := p.ResponseKind().(*kmsg.ProduceResponse)
-		for _, rt := range p.Topics {
-			st := kmsg.NewProduceResponseTopic()
-			st.Topic = rt.Topic
-			for _, rp := range rt.Partitions {
-				sp := kmsg.NewProduceResponseTopicPartition()
-				sp.Partition, sp.ErrorCode = rp.Partition, code
-				st.Partitions = append(st.Partitions, sp)
-			}
-			resp.Topics = append(resp.Topics, st)
-		}
-		return resp, nil, true
+		return answer(p, code), nil, true
 	}
 	switch mood {
 	case sinktest.Slow:
@@ -248,10 +235,9 @@ func (b *broker) Behave(m sinktest.Mood) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.mood = m
-	if m == sinktest.Down {
-		for c := range b.conns {
-			_ = c.Close()
-			delete(b.conns, c)
+	for _, l := range b.nets {
+		if m == sinktest.OK || m == sinktest.Down || m == sinktest.CutsOff {
+			l.Behave(m)
 		}
 	}
 }

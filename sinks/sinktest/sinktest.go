@@ -3,8 +3,12 @@
 //
 // [Suite.Run] publishes rollups to a real bus, feeds the sink with a real worker, and counts what the
 // destination holds in the end against what went in: nothing may be missing, and nothing doubled where
-// the sink's guarantee says so. [Suite.Main] is for TestMain: it watches for leaked goroutines, and is the
-// child process that is killed in the middle of its work.
+// the guarantee that the sink's Kind states says so. [Suite.Main] is for TestMain: it watches for leaked
+// goroutines, and is the child process that is killed in the middle of its work. [Suite.Bench] measures
+// how fast a sink writes.
+//
+// A sink's test says what its destination is like: a [Backend], which is a fake of the protocol, strict
+// about what it accepts, that behaves as a [Mood] says. [Listen] has those moods that are the network's.
 //
 // [Oracle] and [Node] make rollups for tests of encoders and benchmarks.
 //
@@ -13,9 +17,11 @@ package sinktest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"os"
@@ -49,10 +55,11 @@ const (
 	Refusing         // refuses whatever comes, for good
 	HalfRefuses      // refuses, for good, the samples of Refused, and takes the rest
 	HangsUp          // takes a request, and closes the connection without a word
+	CutsOff          // takes the beginning of what is written, and closes the connection
 	Garbage          // answers nonsense
 )
 
-var moods = [...]string{"ok", "slow", "stalled", "down", "failing", "refusing", "half refusing", "hanging up", "garbage"}
+var moods = [...]string{"ok", "slow", "stalled", "down", "failing", "refusing", "half refusing", "hanging up", "closing mid-write", "garbage"}
 
 // String names the mood for a subtest.
 func (m Mood) String() string { return moods[m] }
@@ -85,14 +92,19 @@ type Suite struct {
 	Kind sink.Kind
 	// Start starts a destination, gone with the test, that speaks TLS or wants a login as asked.
 	Start func(t *testing.T, r Reach) Backend
-	// Named are the samples of a rollup, named as Holds does.
+	// Names are the samples of a rollup as a sink without options writes it, named as Holds does.
 	Names func(tb testing.TB, r *proto.Rollup) []string
-	// Once says that nothing is doubled, whatever happens; else only failures may double.
-	Once bool
+	// IsRefused reports whether a name is one of what the destination refuses in the mood HalfRefuses. If
+	// nil, those names are that a rollup lacks without the metric Refused.
+	IsRefused func(name string) bool
 	// Moods that such a destination cannot have.
 	Without []Mood
 	// NoTLS and NoLogin say that there is no such thing.
 	NoTLS, NoLogin bool
+	// LoginHint is what the log says of a wrong login; "check `user`" if empty.
+	LoginHint string
+	// Out, if set, opens what the worker hands to the sink as Deps.Out; closed when the worker has ended.
+	Out func(sink.Target) (io.WriteCloser, error)
 }
 
 // Environment of the child process.
@@ -123,10 +135,11 @@ func (s *Suite) child() error {
 		return err
 	}
 	defer conn.Close()
-	w, err := s.worker(conn, os.Getenv(childTarget), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	w, done, err := s.worker(conn, os.Getenv(childTarget), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		return err
 	}
+	defer done()
 	return w.Run(ctx)
 }
 
@@ -135,20 +148,33 @@ const cluster = "default"
 // quick is a retry policy for tests.
 var quick = worker.Retry{First: 5 * time.Millisecond, Most: 40 * time.Millisecond}
 
-func (s *Suite) worker(conn *bus.Conn, target string, log *slog.Logger, registry *prometheus.Registry) (*worker.Worker, error) {
+// worker builds a worker; done is called when it has ended.
+func (s *Suite) worker(conn *bus.Conn, target string, log *slog.Logger, registry *prometheus.Registry) (w *worker.Worker, done func(), err error) {
 	t, err := sink.ParseTarget(target)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return worker.New(worker.Config{
-		Name: "contract", Kind: s.Kind, Target: t, Clusters: []string{cluster}, Owner: "test",
-		SinkDeps: sink.Deps{Labels: proto.DefaultLabelFormat(), Timeout: time.Second, Version: "test"},
-		Retry:    quick, Batch: 4, Grace: 100 * time.Millisecond, Check: 10 * time.Millisecond,
+	deps := sink.Deps{Labels: proto.DefaultLabelFormat(), Timeout: time.Second, Version: "test"}
+	done = func() {}
+	if s.Out != nil {
+		out, err := s.Out(t)
+		if err != nil {
+			return nil, nil, err
+		}
+		deps.Out, done = out, func() { _ = out.Close() }
+	}
+	w, err = worker.New(worker.Config{
+		Name: "contract", Kind: s.Kind, Target: t, Clusters: []string{cluster}, Owner: "test", SinkDeps: deps,
+		Retry: quick, Batch: 4, Grace: 100 * time.Millisecond, Check: 10 * time.Millisecond,
 	}, worker.Deps{Bus: conn, Log: log, Telemetry: worker.NewTelemetry(registry)})
+	return w, done, err
 }
 
 // Run runs the contract.
 func (s *Suite) Run(t *testing.T) {
+	if s.Kind.Guarantee == 0 {
+		t.Fatalf("kind %q does not state its guarantee", s.Kind.Key)
+	}
 	for m := OK; m <= Garbage; m++ {
 		if slices.Contains(s.Without, m) {
 			continue
@@ -167,9 +193,14 @@ func (s *Suite) Run(t *testing.T) {
 	if !s.NoLogin {
 		t.Run("credentials wrong", func(t *testing.T) {
 			t.Parallel()
-			s.wrong(t, Reach{Login: true, WrongLogin: true}, Reach{Login: true}, "check `user`")
+			s.wrong(t, Reach{Login: true, WrongLogin: true}, Reach{Login: true}, cmp.Or(s.LoginHint, "check `user`"))
 		})
 	}
+	if !slices.Contains(s.Without, Down) {
+		t.Run("down for ten minutes", s.outage)
+	}
+	t.Run("filtered", s.filtered)
+	t.Run("three at once", s.concurrent)
 	t.Run("stopped in the middle", s.stopped)
 	t.Run("killed in the middle", s.killed)
 }
@@ -184,6 +215,8 @@ type stage struct {
 	in      map[string]int // names of all samples published
 	refused map[string]int // those of the metric Refused
 	rollups int
+	enc     *proto.Encoder
+	pub     *bus.Publisher
 	log     recorder
 
 	registry *prometheus.Registry // of the worker that was started last
@@ -194,27 +227,40 @@ func (s *Suite) stage(t *testing.T, ticks int, r Reach, opts ...bustest.Option) 
 	st := &stage{t: t, s: s, server: bustest.Start(t, opts...), in: map[string]int{}, refused: map[string]int{}}
 	st.conn = st.server.Conn(t)
 	bustest.Provision(t, st.conn, cluster)
-	enc, pub := proto.NewEncoder(), st.conn.Publisher(bus.PublisherConfig{})
-	for n := range ticks {
-		for _, node := range []string{"node-1", "node-2.example.com"} {
-			st.publish(enc, pub, Node(node, 2, 1, n))
-		}
-		ns := &proto.Rollup{Scope: proto.ScopeNamespace, Cluster: cluster, Name: "team-00", Tick: Node("", 0, 0, n).Tick, Resolution: 15 * time.Second}
-		row := ns.AddEntity(proto.Entity{Kind: proto.KindNamespace, Parent: -1, Name: "team-00"})
-		ns.Values.Set(row, proto.CPUUsageRate.Field(), int64(n))
-		st.publish(enc, pub, ns)
-		totals := &proto.Rollup{Scope: proto.ScopeTotals, Cluster: cluster, Tick: ns.Tick, Resolution: ns.Resolution}
-		row = totals.AddEntity(proto.Entity{Kind: proto.KindCluster, Parent: -1})
-		totals.Values.Set(row, proto.MemoryUsage.Field(), int64(n))
-		st.publish(enc, pub, totals)
-	}
+	st.enc, st.pub = proto.NewEncoder(), st.conn.Publisher(bus.PublisherConfig{})
+	st.ticks(0, ticks)
 	st.backend = s.Start(t, r)
 	return st
 }
 
-func (st *stage) publish(enc *proto.Encoder, pub *bus.Publisher, r *proto.Rollup) {
+// nodes are what reports at every tick.
+var nodes = []string{"node-1", "node-2.example.com"}
+
+// ticks publishes all rollups of the ticks [from, to).
+func (st *stage) ticks(from, to int) {
 	st.t.Helper()
-	data, err := enc.Rollup(r)
+	for n := from; n < to; n++ {
+		for _, node := range nodes {
+			st.publish(Node(node, 2, 1, n))
+		}
+		ns := &proto.Rollup{Scope: proto.ScopeNamespace, Cluster: cluster, Name: "team-00", Tick: Node("", 0, 0, n).Tick, Resolution: 15 * time.Second}
+		row := ns.AddEntity(proto.Entity{Kind: proto.KindNamespace, Parent: -1, Name: "team-00"})
+		ns.Values.Set(row, proto.CPUUsageRate.Field(), int64(n))
+		st.publish(ns)
+		st.publish(totals(n))
+	}
+}
+
+func totals(n int) *proto.Rollup {
+	r := &proto.Rollup{Scope: proto.ScopeTotals, Cluster: cluster, Tick: Node("", 0, 0, n).Tick, Resolution: 15 * time.Second}
+	row := r.AddEntity(proto.Entity{Kind: proto.KindCluster, Parent: -1})
+	r.Values.Set(row, proto.MemoryUsage.Field(), int64(n))
+	return r
+}
+
+func (st *stage) publish(r *proto.Rollup) {
+	st.t.Helper()
+	data, err := st.enc.Rollup(r)
 	if err != nil {
 		st.t.Fatal(err)
 	}
@@ -225,12 +271,23 @@ func (st *stage) publish(enc *proto.Encoder, pub *bus.Publisher, r *proto.Rollup
 	case proto.ScopeNamespace:
 		subject = bus.NamespaceRollupSubject(r.Cluster, r.Name)
 	}
-	if _, err := pub.Publish(st.t.Context(), bus.Message{Subject: subject, ID: worker.MessageID(r), Data: data}); err != nil {
+	if _, err := st.pub.Publish(st.t.Context(), bus.Message{Subject: subject, ID: worker.MessageID(r), Data: data}); err != nil {
 		st.t.Fatal(err)
 	}
-	for _, name := range st.s.Names(st.t, r) {
+	names := st.s.Names(st.t, r)
+	for _, name := range names {
 		st.in[name]++
-		if strings.Contains(name, Refused) {
+	}
+	isRefused := st.s.IsRefused
+	if isRefused == nil {
+		for row := range r.Entities {
+			r.Values.Clear(row, proto.MetricByName(Refused).ID.Field())
+		}
+		without := st.s.Names(st.t, r)
+		isRefused = func(name string) bool { return !slices.Contains(without, name) }
+	}
+	for _, name := range names {
+		if isRefused(name) {
 			st.refused[name]++
 		}
 	}
@@ -241,22 +298,21 @@ func (st *stage) publish(enc *proto.Encoder, pub *bus.Publisher, r *proto.Rollup
 func (st *stage) feed(target string) (stop func()) {
 	st.t.Helper()
 	st.registry = prometheus.NewRegistry()
-	w, err := st.s.worker(st.conn, target, slog.New(slog.NewTextHandler(&st.log, nil)), st.registry)
+	w, done, err := st.s.worker(st.conn, target, slog.New(slog.NewTextHandler(&st.log, nil)), st.registry)
 	if err != nil {
 		st.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- w.Run(ctx) }()
-	var once sync.Once
-	stop = func() {
-		once.Do(func() {
-			cancel()
-			if err := <-done; err != nil {
-				st.t.Errorf("worker: %v", err)
-			}
-		})
-	}
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		err := <-ended
+		done()
+		if err != nil {
+			st.t.Errorf("worker: %v", err)
+		}
+	})
 	st.t.Cleanup(stop)
 	return stop
 }
@@ -264,31 +320,34 @@ func (st *stage) feed(target string) (stop func()) {
 // until waits for a fact.
 func (st *stage) until(what string, fact func() bool) {
 	st.t.Helper()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(2 * time.Minute)
 	for !fact() {
 		if time.Now().After(deadline) {
-			st.t.Fatalf("%s: not within a minute; log:\n%s", what, st.log.String())
+			st.t.Fatalf("%s: not within 2 min; log:\n%s", what, st.log.String())
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
 }
 
-// complete waits until the destination holds everything of want, and compares.
-func (st *stage) complete(want map[string]int, mayDouble bool) {
+// complete waits until the destination holds everything of want, and compares. failures says that writes
+// may have failed in between, which doubles, or with some guarantees loses.
+func (st *stage) complete(want map[string]int, failures bool) {
 	st.t.Helper()
-	st.until("the destination has everything", func() bool {
-		holds := st.backend.Holds()
-		for name, n := range want {
-			if holds[name] < n {
-				return false
+	if st.s.Kind.Guarantee != sink.AtMostOnce || !failures {
+		st.until("the destination has everything", func() bool {
+			holds := st.backend.Holds()
+			for name, n := range want {
+				if holds[name] < n {
+					return false
+				}
 			}
-		}
-		return true
-	})
+			return true
+		})
+	}
 	st.until("everything is acknowledged", func() bool { return st.lag() == 0 })
 	var wrong []string
 	for name, n := range st.backend.Holds() {
-		if n > want[name] && (want[name] == 0 || st.s.Once || !mayDouble) {
+		if n > want[name] && (want[name] == 0 || st.s.Kind.Guarantee.Once() || !failures) {
 			wrong = append(wrong, fmt.Sprintf("%d, want %d: %s", n, want[name], name))
 		}
 	}
@@ -299,7 +358,10 @@ func (st *stage) complete(want map[string]int, mayDouble bool) {
 }
 
 // lag is how many messages are not acknowledged, as the running worker saw last; -1 where none runs here.
-func (st *stage) lag() int {
+func (st *stage) lag() int { return int(st.metric("heapstream_sink_pending")) }
+
+// metric is a number of the running worker's telemetry; -1 where there is none.
+func (st *stage) metric(name string) float64 {
 	st.t.Helper()
 	if st.registry == nil {
 		return -1
@@ -309,9 +371,9 @@ func (st *stage) lag() int {
 		st.t.Fatal(err)
 	}
 	for _, f := range families {
-		if f.GetName() == "heapstream_sink_pending" {
+		if f.GetName() == name {
 			for _, m := range f.GetMetric() {
-				return int(m.GetGauge().GetValue())
+				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
 			}
 		}
 	}
@@ -398,6 +460,74 @@ func (s *Suite) wrong(t *testing.T, bad, good Reach, says string) {
 			t.Fatalf("the log has the password:\n%s", st.log.String())
 		}
 	}
+}
+
+// with is a target with more options.
+func with(target, options string) string {
+	switch {
+	case strings.Contains(target, "?"):
+		return target + "&" + options
+	case strings.Contains(target, ":"):
+		return target + "?" + options
+	}
+	return target + ":?" + options
+}
+
+// outage: nobody answers while ten minutes of ticks go by; then everything arrives.
+func (s *Suite) outage(t *testing.T) {
+	t.Parallel()
+	st := s.stage(t, 1, Reach{})
+	st.feed(st.backend.Target(Reach{}))
+	st.complete(st.in, false)
+	st.backend.Behave(Down)
+	st.ticks(1, 2)
+	st.until("the worker meets a failure", func() bool { return strings.Contains(st.log.String(), failing) })
+	st.ticks(2, 1+int(10*time.Minute/(15*time.Second)))
+	if n := strings.Count(st.log.String(), failing); n > 1 {
+		t.Fatalf("the log says %d times that the destination is down, want once", n)
+	}
+	st.backend.Behave(OK)
+	st.until("everything is acknowledged", func() bool { return st.metric("heapstream_sink_rollups_written_total") >= float64(st.rollups) })
+	st.complete(st.in, true)
+	if n := len(st.letters()); n > 0 {
+		t.Fatalf("%d letters in DEAD, want none", n)
+	}
+}
+
+// filtered: the options that every sink has are heeded.
+func (s *Suite) filtered(t *testing.T) {
+	t.Parallel()
+	st := s.stage(t, 2, Reach{})
+	want := map[string]int{}
+	for n := range 2 {
+		for _, r := range []*proto.Rollup{Node(nodes[0], 0, 0, n), Node(nodes[1], 0, 0, n), totals(n)} {
+			for _, name := range s.Names(t, r) {
+				want[name]++
+			}
+		}
+	}
+	st.feed(with(st.backend.Target(Reach{}), "filter=-namespace:*"))
+	st.complete(want, false)
+}
+
+// concurrent: a sink that can be had several times at once writes the same.
+func (s *Suite) concurrent(t *testing.T) {
+	t.Parallel()
+	st := s.stage(t, 8, Reach{})
+	target := with(st.backend.Target(Reach{}), "concurrency=3")
+	parsed, err := sink.ParseTarget(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, err := s.Kind.New(parsed, sink.Deps{Cluster: cluster, Labels: proto.DefaultLabelFormat(), Timeout: time.Second, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Skipf("cannot be had: %v", err)
+	}
+	if err := one.Close(); err != nil {
+		t.Fatal(err)
+	}
+	st.feed(target)
+	st.complete(st.in, false)
 }
 
 // stopped: workers come and go while rollups are written.
