@@ -33,6 +33,12 @@ func (id MetricID) Field() Field { return Field(id) }
 // Delta returns the column of a counter's growth over its group's span.
 func (id MetricID) Delta() Field { return Field(id) + fieldDelta }
 
+// Sampled reports whether the column holds what a source measured or told: a value or a time. All others
+// (growth, spans, stale marks) are made by the aggregator.
+func (f Field) Sampled() bool {
+	return f < fieldDelta || f >= fieldTime && f < fieldSpan || f == FieldStart || f == FieldBirth
+}
+
 // Group is a set of values of one entity that the kubelet samples at one moment. Every group of a
 // row has its own sample time; groups of one row differ by up to 20 s within one answer.
 type Group uint8

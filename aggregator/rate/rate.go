@@ -12,13 +12,38 @@
 //     proto.StandInFor of the batch's resolution; then the group is left out of the row, which is not
 //     zero. File systems and accelerators are not left out: kubelets measure volumes once a minute or
 //     less often, and these values are in no sum;
-//   - a counter of the group fell, the start changed, the time went back, or the pair would span more
-//     than Memory: the sample is taken as the first of its kind, with its values and without any rate,
-//     also not of the group's other counters. So a clock that is set back, or that ran ahead and is
-//     corrected, costs one rate and never blocks the ones after it;
+//   - a counter of the group fell or leapt, the start changed, the time went back, or the pair would span
+//     more than Memory: the sample is taken as the first of its kind, with its values and without any rate,
+//     also not of the group's other counters;
 //   - the group is not in the answer: nothing, and the remembered sample stays for Memory.
 //
-// No rate is ever negative, wrapped or infinite: growth is at least 0 and spans are positive.
+// No rate is ever negative, wrapped, infinite or absurd: growth is at least 0, spans are positive, and no
+// counter grows by more than 10^15 a second (a million cores, a petabyte).
+//
+// What kubelets do wrong, each with a scenario in aggregator/testdata:
+//
+//   - a counter is reset: it fell, so one tick has no rate; also where the sample's time stands still;
+//     fallen-counter
+//   - a container restarts: its start is another one, so all its groups and devices begin anew, also where
+//     the counter is larger already; restarted-container
+//   - the start is missing: it is taken to be the one before, as the counters that did not fall say; what is
+//     known again later is compared with the last one known; missing-start
+//   - the start jumps, there and back, although nothing restarted: a tick without a rate at each jump, and
+//     never a wrong one; jumping-start
+//   - a value is beyond 2^63-1: the scraper leaves it out; one that another writer wrapped is below 0 and is
+//     left out here, a counter (its group has no rate until there are two samples of it again) as well as a
+//     gauge; one that is very large without having wrapped leapt; huge-values
+//   - a timestamp stands still: stale, then left out, as above; unadvanced. What its counters gain meanwhile
+//     is part of the growth once it advances
+//   - a timestamp goes back: the first of its kind. So a clock that was set back costs one rate and blocks
+//     none after it; clock-back
+//   - a timestamp lies in the future: rates are differences, so a clock that is ahead does no harm; its jump
+//     ahead and its jump back cost a rate each; clock-ahead
+//   - the same answer comes at two ticks: nothing advanced, all of it stands in; same-answer
+//   - an answer is an hour old: no rate from it nor to it, its values stand until the next one; hour-old. A
+//     batch that comes an hour late is refused (ticks)
+//
+// Sums go without the rates that are missing here: a tick's totals count the pods and containers concerned.
 //
 // Time here is the caller's clock of the stream (ticks.Clock), never the wall's. No pair crosses more
 // than Memory of it since the earlier sample was last seen, so the state at any point follows from the
@@ -37,6 +62,9 @@ import (
 // Memory is how long a sample is remembered after it was last seen: max(4 x resolution, 90 s), long
 // enough to pair with the next one after a few missed scrapes.
 func Memory(resolution time.Duration) time.Duration { return max(4*resolution, 90*time.Second) }
+
+// mostPerNanosecond is by how much a counter can grow: what grows by more did not count.
+const mostPerNanosecond = 1_000_000
 
 const (
 	groups         = 8 // proto.GroupCPU to GroupProcess, by number
@@ -134,7 +162,7 @@ type entity struct {
 
 type device struct {
 	pair
-	has, grown uint8
+	has, grown uint16
 	value      [deviceCounters]int64
 	delta      [deviceCounters]int64
 }
@@ -166,12 +194,14 @@ func (s *State) Step(b *proto.Batch, now int64) {
 	}
 	n.seen = now
 	memory := Memory(b.Resolution)
-	t := terms{now: now, memory: memory.Milliseconds(), longest: memory.Nanoseconds(), standIn: proto.StandInFor(b.Resolution).Milliseconds()}
+	t := &terms{now: now, memory: memory.Milliseconds(), longest: memory.Nanoseconds(), standIn: proto.StandInFor(b.Resolution).Milliseconds()}
 	if now-n.swept > t.memory {
 		n.swept = now
 		n.entities.sweep(now - t.memory)
 		n.devices.sweep(now - t.memory)
 	}
+	clean(&b.Values)
+	clean(&b.DeviceValues)
 	s.find(n, &b.Table, now)
 	for g := proto.GroupCPU; g < groups; g++ {
 		s.group(n, &b.Table, g, t)
@@ -244,7 +274,7 @@ const (
 	expired                  // the one remembered, for too long
 )
 
-func (p *pair) judge(at int64, t terms) verdict {
+func (p *pair) judge(at int64, t *terms) verdict {
 	switch {
 	case !p.known || t.now-p.last > t.memory || at < p.time || at-p.time > t.longest:
 		return fresh
@@ -257,11 +287,93 @@ func (p *pair) judge(at int64, t terms) verdict {
 }
 
 // take remembers a sample that is not the one remembered.
-func (p *pair) take(at, span int64, t terms) {
+func (p *pair) take(at, span int64, t *terms) {
 	*p = pair{time: at, span: span, first: t.now, last: t.now, known: true}
 }
 
-func (s *State) group(n *node, table *proto.Table, g proto.Group, t terms) {
+// tally is the state of the counters of one group or device, by their place.
+type tally struct {
+	has, grown   *uint16
+	value, delta []int64
+}
+
+// fits reports whether a counter can have grown like this: it did not fall, and not by more than
+// mostPerNanosecond.
+func fits(v verdict, growth, span int64) bool {
+	return growth >= 0 && (v != advanced || growth/mostPerNanosecond <= span)
+}
+
+// sample is one sample of a group of an entity, or of a device.
+type sample struct {
+	values   *proto.Columns
+	row      int
+	group    proto.Group
+	at       int64
+	counters []counter
+	cols     []proto.Column // of the counters
+	lasting  bool           // never expires
+}
+
+// step judges a sample, writes into its row what follows from the one remembered, and remembers it. Of an
+// expired one the caller clears the values.
+func (s *sample) step(p *pair, c tally, t *terms) verdict {
+	v := p.judge(s.at, t)
+	if v == expired && s.lasting {
+		v = unchanged
+	}
+	if v == advanced || v == unchanged {
+		for i, k := range s.counters {
+			if *c.has&(1<<k.at) != 0 && s.cols[i].Present.Has(s.row) && !fits(v, s.cols[i].Values[s.row]-c.value[k.at], s.at-p.time) {
+				v = fresh
+			}
+		}
+	}
+	rated := len(s.counters) > 0
+	switch v {
+	case fresh:
+		p.take(s.at, 0, t)
+	case advanced:
+		p.take(s.at, s.at-p.time, t)
+	case unchanged:
+		p.last = t.now
+		s.values.Set(s.row, s.group.Stale(), 1)
+		for _, k := range s.counters {
+			if *c.grown&(1<<k.at) != 0 {
+				s.values.Set(s.row, k.delta, c.delta[k.at])
+			}
+		}
+	case expired:
+		p.last = t.now
+		return v
+	}
+	if p.span > 0 && rated {
+		s.values.Set(s.row, s.group.Span(), p.span)
+	}
+	if v == unchanged {
+		return v
+	}
+	for i, k := range s.counters {
+		bit := uint16(1) << k.at
+		had, before := *c.has&bit != 0, c.value[k.at]
+		*c.has &^= bit
+		*c.grown &^= bit
+		if !s.cols[i].Present.Has(s.row) {
+			continue
+		}
+		now := s.cols[i].Values[s.row]
+		if v == advanced && had {
+			*c.grown |= bit
+			c.delta[k.at] = now - before
+			s.values.Set(s.row, k.delta, now-before)
+		}
+		*c.has |= bit
+		c.value[k.at] = now
+	}
+	return v
+}
+
+// group steps one group of all entities.
+func (s *State) group(n *node, table *proto.Table, g proto.Group, t *terms) {
 	values := &table.Values
 	times := values.Column(g.Time())
 	if times == nil {
@@ -269,154 +381,84 @@ func (s *State) group(n *node, table *proto.Table, g proto.Group, t terms) {
 	}
 	// Columns by value: Set may move the list they are in, never what they hold.
 	at, present := times.Values, times.Present
-	counters := thePlan.counters[g]
-	cols := s.columns(values, counters)
+	s.cols = columns(s.cols[:0], values, thePlan.counters[g])
+	sample := sample{values: values, group: g, counters: thePlan.counters[g], cols: s.cols}
 	for row := range at {
 		if !present.Has(row) || s.rows[row] < 0 {
 			continue
 		}
 		e := &n.entities.list[s.rows[row]].state
-		p := &e.groups[g]
-		v := p.judge(at[row], t)
-		if v == advanced {
-			for i, c := range counters {
-				if cols[i].Present.Has(row) && e.has&(1<<c.at) != 0 && cols[i].Values[row] < e.value[c.at] {
-					v = fresh
-				}
-			}
-		}
-		switch v {
-		case fresh:
-			p.take(at[row], 0, t)
-		case advanced:
-			span := at[row] - p.time
-			p.take(at[row], span, t)
-			values.Set(row, g.Span(), span)
-		case unchanged:
-			p.last = t.now
-			values.Set(row, g.Stale(), 1)
-			if p.span > 0 {
-				values.Set(row, g.Span(), p.span)
-			}
-		case expired:
-			p.last = t.now
+		sample.row, sample.at = row, at[row]
+		if sample.step(&e.groups[g], tally{&e.has, &e.grown, e.value[:], e.delta[:]}, t) == expired {
 			values.Clear(row, g.Time())
 			for _, f := range thePlan.fields[g] {
 				values.Clear(row, f)
 			}
-			continue
-		}
-		for i, c := range counters {
-			bit := uint16(1) << c.at
-			if v == unchanged {
-				if e.grown&bit != 0 {
-					values.Set(row, c.delta, e.delta[c.at])
-				}
-				continue
-			}
-			had, before := e.has&bit != 0, e.value[c.at]
-			e.has &^= bit
-			e.grown &^= bit
-			if !cols[i].Present.Has(row) {
-				continue
-			}
-			now := cols[i].Values[row]
-			if v == advanced && had {
-				e.grown |= bit
-				e.delta[c.at] = now - before
-				values.Set(row, c.delta, now-before)
-			}
-			e.has |= bit
-			e.value[c.at] = now
 		}
 	}
 }
 
-// columns are the columns of these counters; one that is not there has no row present.
-func (s *State) columns(values *proto.Columns, counters []counter) []proto.Column {
-	s.cols = s.cols[:0]
-	for _, c := range counters {
-		col := proto.Column{}
-		if have := values.Column(c.value); have != nil {
-			col = *have
-		}
-		s.cols = append(s.cols, col)
-	}
-	return s.cols
-}
-
-func (s *State) device(n *node, table *proto.Table, t terms) {
-	const g = proto.GroupDevice
+// device steps all devices.
+func (s *State) device(n *node, table *proto.Table, t *terms) {
 	values := &table.DeviceValues
-	times := values.Column(g.Time())
+	times := values.Column(proto.GroupDevice.Time())
 	if times == nil {
 		return
 	}
 	at, present := times.Values, times.Present
+	s.cols = s.cols[:0]
+	var cols [len(thePlan.device)][]proto.Column
+	for kind := range cols {
+		from := len(s.cols)
+		s.cols = columns(s.cols, values, thePlan.device[kind])
+		cols[kind] = s.cols[from:]
+	}
+	sample := sample{values: values, group: proto.GroupDevice}
 	for row := range at {
 		if !present.Has(row) || s.devices[row] < 0 {
 			continue
 		}
 		d := &n.devices.list[s.devices[row]].state
-		var counters []counter
-		if k := table.Devices[row].Kind; int(k) < len(thePlan.device) {
-			counters = thePlan.device[k]
+		sample.row, sample.at, sample.counters, sample.cols = row, at[row], nil, nil
+		if k := table.Devices[row].Kind; int(k) < len(cols) {
+			sample.counters, sample.cols = thePlan.device[k], cols[k]
 		}
-		v := d.judge(at[row], t)
-		if v == expired && len(counters) == 0 {
-			v = unchanged
-		}
-		if v == advanced {
-			for _, c := range counters {
-				if now, ok := values.Get(row, c.value); ok && d.has&(1<<c.at) != 0 && now < d.value[c.at] {
-					v = fresh
-				}
-			}
-		}
-		switch v {
-		case fresh:
-			d.take(at[row], 0, t)
-		case advanced:
-			span := at[row] - d.time
-			d.take(at[row], span, t)
-			if len(counters) > 0 {
-				values.Set(row, g.Span(), span)
-			}
-		case unchanged:
-			d.last = t.now
-			values.Set(row, g.Stale(), 1)
-			if d.span > 0 && len(counters) > 0 {
-				values.Set(row, g.Span(), d.span)
-			}
-		case expired:
-			d.last = t.now
+		sample.lasting = len(sample.counters) == 0
+		if sample.step(&d.pair, tally{&d.has, &d.grown, d.value[:], d.delta[:]}, t) == expired {
 			for _, col := range values.All() {
 				values.Clear(row, col.Field)
 			}
+		}
+	}
+}
+
+// columns appends the columns of these counters; one that is not there has no row present.
+func columns(dst []proto.Column, values *proto.Columns, counters []counter) []proto.Column {
+	for _, c := range counters {
+		col := proto.Column{}
+		if have := values.Column(c.value); have != nil {
+			col = *have
+		}
+		dst = append(dst, col)
+	}
+	return dst
+}
+
+// clean clears what no source can have measured: numbers below 0, which a writer makes of those beyond
+// 2^63, and growth, spans and marks, which are ours to write.
+func clean(values *proto.Columns) {
+	for _, col := range values.All() {
+		any := int64(0)
+		for _, v := range col.Values {
+			any |= v
+		}
+		if any >= 0 && col.Field.Sampled() {
 			continue
 		}
-		for _, c := range counters {
-			bit := uint8(1) << c.at
-			if v == unchanged {
-				if d.grown&bit != 0 {
-					values.Set(row, c.delta, d.delta[c.at])
-				}
-				continue
+		for row, v := range col.Values {
+			if v < 0 || !col.Field.Sampled() {
+				values.Clear(row, col.Field)
 			}
-			had, before := d.has&bit != 0, d.value[c.at]
-			d.has &^= bit
-			d.grown &^= bit
-			now, ok := values.Get(row, c.value)
-			if !ok {
-				continue
-			}
-			if v == advanced && had {
-				d.grown |= bit
-				d.delta[c.at] = now - before
-				values.Set(row, c.delta, now-before)
-			}
-			d.has |= bit
-			d.value[c.at] = now
 		}
 	}
 }

@@ -2,6 +2,7 @@ package rollup
 
 import (
 	"cmp"
+	"hash/maphash"
 	"slices"
 	"strings"
 )
@@ -15,8 +16,8 @@ type Contested struct {
 
 // claim is a pod among those of all shares of a tick.
 type claim struct {
-	share int
-	place int // among the share's pods
+	share int32
+	place int32 // among the share's pods
 }
 
 // claimKey is what only one pod of a cluster can have at a time: a name in a namespace, or, without a
@@ -25,6 +26,19 @@ type claimKey struct{ namespace, name string }
 
 func (p *pod) keys() [2]claimKey {
 	return [2]claimKey{{p.namespace, p.name}, {"", p.uid}}
+}
+
+var seed = maphash.MakeSeed()
+
+// hashes are what contest looks for equal keys by; 0: no key. They differ from process to process, which
+// shows nowhere: pods whose hashes are alike by chance are compared and both kept.
+func (p *pod) hashes() (h [2]uint64) {
+	for i, k := range p.keys() {
+		if k.name != "" {
+			h[i] = max(maphash.String(seed, k.namespace)*31+maphash.String(seed, k.name), 1)
+		}
+	}
+	return h
 }
 
 // contest leaves out of the shares the pods to whose name or UID another pod of the tick has the better
@@ -38,15 +52,15 @@ func (m *Maker) contest(shares []*Share) []Contested {
 	var rivals []claim // of every key that is claimed twice; some twice
 	for i, s := range shares {
 		for place := range s.pods {
-			c := claim{i, place}
-			for _, key := range s.pods[place].keys() {
-				if key.name == "" {
+			c := claim{int32(i), int32(place)} //nolint:gosec // bounded by what is in memory
+			for _, hash := range s.pods[place].hash {
+				if hash == 0 {
 					continue
 				}
-				if first, taken := m.claims[key]; taken {
+				if first, taken := m.claims[hash]; taken {
 					rivals = append(rivals, first, c)
 				} else {
-					m.claims[key] = c
+					m.claims[hash] = c
 				}
 			}
 		}
@@ -61,7 +75,7 @@ func (m *Maker) contest(shares []*Share) []Contested {
 	})
 	var contested []Contested
 	held := map[claimKey]claim{}
-	lost := map[int]map[int]bool{} // by share and place
+	lost := map[int32]map[int32]bool{} // by share and place
 	for _, c := range slices.Compact(rivals) {
 		p := at(c)
 		keys := p.keys()
@@ -75,7 +89,7 @@ func (m *Maker) contest(shares []*Share) []Contested {
 		}
 		contested = append(contested, Contested{p.namespace, p.name, p.uid, shares[c.share].Node, shares[winner.share].Node})
 		if lost[c.share] == nil {
-			lost[c.share] = map[int]bool{}
+			lost[c.share] = map[int32]bool{}
 		}
 		lost[c.share][c.place] = true
 	}

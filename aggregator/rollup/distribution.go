@@ -12,7 +12,7 @@ type distribution struct {
 	of, by int            // places in a Sum; by -1: the value itself, else its ratio to that
 }
 
-var distributions = []distribution{
+var distributions = [...]distribution{
 	{proto.PodCPUUsageRate, placeOf(proto.CPUUsageRate), -1},
 	{proto.PodMemoryWorkingSet, placeOf(proto.MemoryWorkingSet), -1},
 	{proto.PodCPURequestUtil, placeOf(proto.CPUUsageRate), placeOf(proto.CPURequest)},
@@ -38,24 +38,28 @@ func (d *distribution) value(p *pod) (int64, bool) {
 // spread writes into a row what the pods of its sum are like one by one: of several nodes, each with a part
 // of the pods.
 func (m *Maker) spread(t *proto.Table, row int, parts [][]pod) {
-	for i := range distributions {
-		d := &distributions[i]
-		m.values = m.values[:0]
-		for _, pods := range parts {
-			for j := range pods {
-				if v, ok := d.value(&pods[j]); ok {
-					m.values = append(m.values, v)
+	for i := range m.values {
+		m.values[i] = m.values[i][:0]
+	}
+	for _, pods := range parts {
+		for i := range pods {
+			for d := range distributions {
+				if v, ok := distributions[d].value(&pods[i]); ok {
+					m.values[d] = append(m.values[d], v)
 				}
 			}
 		}
-		if len(m.values) == 0 {
+	}
+	for i := range distributions {
+		list, first := m.values[i], distributions[i].first
+		if len(list) == 0 {
 			continue
 		}
-		slices.Sort(m.values)
-		t.Values.Set(row, (d.first + proto.PodsMin).Field(), m.values[0])
-		t.Values.Set(row, (d.first + proto.PodsP50).Field(), percentile(m.values, 50))
-		t.Values.Set(row, (d.first + proto.PodsP95).Field(), percentile(m.values, 95))
-		t.Values.Set(row, (d.first + proto.PodsMax).Field(), m.values[len(m.values)-1])
+		slices.Sort(list)
+		t.Values.Set(row, (first + proto.PodsMin).Field(), list[0])
+		t.Values.Set(row, (first + proto.PodsP50).Field(), percentile(list, 50))
+		t.Values.Set(row, (first + proto.PodsP95).Field(), percentile(list, 95))
+		t.Values.Set(row, (first + proto.PodsMax).Field(), list[len(list)-1])
 	}
 }
 

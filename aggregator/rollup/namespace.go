@@ -74,12 +74,8 @@ func (m *Maker) Tick(reported, standIn []*Share) *Tick {
 			w.sum.add(&from.sum)
 			w.pods = append(w.pods, from.pods)
 		}
-		for i := range s.pods {
-			t.ContainersWithoutRate += s.pods[i].unrated
-			if s.pods[i].sum.has&(1<<cpuPlace) == 0 {
-				t.PodsWithoutRate++
-			}
-		}
+		t.PodsWithoutRate += s.podsWithoutRate
+		t.ContainersWithoutRate += s.containersWithoutRate
 	}
 	clear(m.shares)
 	slices.SortFunc(t.namespaces, func(a, b *namespace) int { return strings.Compare(a.name, b.name) })

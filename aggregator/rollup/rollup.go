@@ -41,13 +41,13 @@ type Maker struct {
 	family family  // of the batch at hand
 	rows   []int32 // its pods that count
 	merged map[string]*namespace
-	shares []*Share           // of the tick at hand
-	claims map[claimKey]claim // of their pods
-	values []int64            // of the distribution at hand
+	shares []*Share                    // of the tick at hand
+	claims map[uint64]claim            // of their pods
+	values [len(distributions)][]int64 // of the pods at hand
 }
 
 // New returns a Maker without an inventory.
-func New() *Maker { return &Maker{merged: map[string]*namespace{}, claims: map[claimKey]claim{}} }
+func New() *Maker { return &Maker{merged: map[string]*namespace{}, claims: map[uint64]claim{}} }
 
 // Node turns a batch, after rates, into its node's rollup and the node's share. It takes the batch's
 // table and leaves it r's old one. seq is the batch's sequence in SAMPLES.

@@ -204,6 +204,7 @@ func TestPercentilesAreNearestRank(t *testing.T) {
 func claimant(node, name, uid string, start int64) *Share {
 	s := &Share{Node: node, pods: []pod{{namespace: "ns", name: name, uid: uid, start: start, workload: proto.Owner{Kind: "StatefulSet", Name: "s"},
 		sum: Sum{Pods: 1, Containers: 1}}}}
+	s.pods[0].hash = s.pods[0].hashes()
 	s.add(func(string) string { return "" })
 	return s
 }

@@ -54,6 +54,9 @@ type Share struct {
 	Entities uint32 // rows of the node's rollup that were measured
 	Stale    uint32 // those of which a group stands in
 
+	podsWithoutRate       uint32
+	containersWithoutRate uint32
+
 	pods       []pod            // that count, by namespace and workload
 	namespaces []namespaceShare // by name
 	workloads  []workloadShare  // by namespace, kind and name
@@ -62,6 +65,7 @@ type Share struct {
 // pod is one pod of a share.
 type pod struct {
 	namespace, name, uid string
+	hash                 [2]uint64   // of the name and the UID
 	workload             proto.Owner // none: not known
 	start                int64       // Unix ns; 0: not known
 	unrated              uint32      // running containers without CPU use
@@ -105,6 +109,7 @@ func (m *Maker) pod(p *pod, t *proto.Table, row int) {
 	} else {
 		p.start, _ = t.Values.Get(row, proto.FieldStart)
 	}
+	p.hash = p.hashes()
 	p.sum.Containers, _ = t.Values.Get(row, proto.ContainerCount.Field())
 	for i, metric := range summed {
 		if v, ok := stored(t, row, metric); ok {
@@ -141,7 +146,12 @@ func (s *Share) add(uid func(namespace string) string) {
 			w := workloadShare{namespace: n.name, workload: s.pods[to].workload}
 			first := to
 			for ; to < len(s.pods) && s.pods[to].namespace == n.name && s.pods[to].workload == w.workload; to++ {
-				w.sum.add(&s.pods[to].sum)
+				p := &s.pods[to]
+				w.sum.add(&p.sum)
+				s.containersWithoutRate += p.unrated
+				if p.sum.has&(1<<cpuPlace) == 0 {
+					s.podsWithoutRate++
+				}
 			}
 			w.pods = s.pods[first:to:to]
 			n.sum.add(&w.sum)
@@ -156,10 +166,10 @@ func (s *Share) add(uid func(namespace string) string) {
 }
 
 // without is the share without the pods at these places.
-func (s *Share) without(lost map[int]bool) *Share {
+func (s *Share) without(lost map[int32]bool) *Share {
 	left := &Share{Node: s.Node, Entities: s.Entities, Stale: s.Stale, pods: make([]pod, 0, len(s.pods))}
 	for i := range s.pods {
-		if !lost[i] {
+		if !lost[int32(i)] { //nolint:gosec // as in contest
 			left.pods = append(left.pods, s.pods[i])
 		}
 	}
