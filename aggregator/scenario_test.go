@@ -215,6 +215,7 @@ func dump(t testing.TB, data []byte) string {
 //	at 10:00:20 garbage n1                          a message nobody can read
 //	expect n1 10:00 shop/cart/app cpu/usage_rate 50 in the rollup of the node; none: absent; stale: "50 stale"
 //	expect namespace shop 10:00 memory/usage 500    in the namespace's rollup; with a workload: shop/Deployment/b
+//	expect namespace shop/Deployment/b 10:00 absent  the namespace's rollup has no such workload
 //	expect cluster 10:00 pod_count 1
 //	expect totals 10:00 reported=1 missing=n2       every field that is named
 //	expect no totals 10:01, expect no rollup n1 10:00
@@ -382,6 +383,8 @@ func (s *scenario) entity(words []string) {
 			group(proto.GroupCPU, proto.CPUUsage)
 		case "memory":
 			group(proto.GroupMemory, proto.MemoryUsage)
+		case "working_set":
+			group(proto.GroupMemory, proto.MemoryWorkingSet)
 		case "faults":
 			group(proto.GroupMemory, proto.MemoryPageFaults)
 		case "majors":
@@ -398,12 +401,33 @@ func (s *scenario) entity(words []string) {
 			values.Set(s.row, proto.FilesystemUsage.Field(), number(s.t, value))
 		case "request":
 			values.Set(s.row, proto.CPURequest.Field(), number(s.t, value))
+		case "limit":
+			values.Set(s.row, proto.CPULimit.Field(), number(s.t, value))
+		case "memory_request":
+			values.Set(s.row, proto.MemoryRequest.Field(), number(s.t, value))
+		case "memory_limit":
+			values.Set(s.row, proto.MemoryLimit.Field(), number(s.t, value))
+		case "memory_allocatable":
+			values.Set(s.row, proto.MemoryNodeAlloc.Field(), number(s.t, value))
+		case "birth":
+			values.Set(s.row, proto.FieldBirth, clockTime(s.t, value).UnixNano())
+		case "label":
+			key, value, _ := strings.Cut(value, "=")
+			b.Entities[s.row].Labels = append(b.Entities[s.row].Labels, proto.Label{Key: key, Value: value})
+		case "succeeded":
+			b.Entities[s.row].Phase = proto.PhaseSucceeded
+		case "failed":
+			b.Entities[s.row].Phase = proto.PhaseFailed
+		case "unknown":
+			b.Entities[s.row].Phase, b.Entities[s.row].Flags = proto.PhaseUnknown, b.Entities[s.row].Flags|proto.FlagNotInAPI
+		case "ended":
+			b.Entities[s.row].Flags = b.Entities[s.row].Flags&^proto.FlagRunning | proto.FlagTerminated
 		case "allocatable":
 			values.Set(s.row, proto.CPUNodeAllocatable.Field(), number(s.t, value))
 		case "init":
 			b.Entities[s.row].Flags |= proto.FlagInit
 		case "stub":
-			b.Entities[s.row].Flags |= proto.FlagStub
+			b.Entities[s.row].Flags = b.Entities[s.row].Flags&^proto.FlagRunning | proto.FlagStub
 		default:
 			s.t.Fatalf("value %q", w)
 		}
@@ -446,11 +470,12 @@ func (s *scenario) check(line string, outputs []output) {
 	case words[0] == "totals":
 		t := must(proto.ScopeTotals, "", words[1]).Totals
 		have := map[string]string{"expected": fmt.Sprint(t.Expected), "reported": fmt.Sprint(t.Reported), "standin": fmt.Sprint(t.StandIn),
-			"standins": fmt.Sprint(t.StandIns), "missing": strings.Join(t.Missing, ","), "gap": fmt.Sprint(t.Gap)}
+			"standins": fmt.Sprint(t.StandIns), "contested": fmt.Sprint(t.Contested),
+			"pods_without_rate": fmt.Sprint(t.PodsWithoutRate), "containers_without_rate": fmt.Sprint(t.ContainersWithoutRate), "missing": strings.Join(t.Missing, ","), "gap": fmt.Sprint(t.Gap)}
 		for _, w := range words[2:] {
 			key, want, _ := strings.Cut(w, "=")
-			if have[key] != want {
-				s.t.Errorf("%s: %s is %q", line, key, have[key])
+			if got, ok := have[key]; !ok || got != want {
+				s.t.Errorf("%s: %s is %q", line, key, got)
 			}
 		}
 	case words[0] == "namespace":
@@ -483,6 +508,10 @@ func (s *scenario) value(line string, r *proto.Rollup, key string, words []strin
 		if string(proto.AppendKey(nil, &r.Table, row)) != key {
 			continue
 		}
+		if words[0] == "absent" {
+			s.t.Errorf("%s: there is a row %s", line, key)
+			return
+		}
 		got, stale := "none", false
 		for sample := range r.Samples(row) {
 			name := sample.Name
@@ -504,7 +533,7 @@ func (s *scenario) value(line string, r *proto.Rollup, key string, words []strin
 		}
 		return
 	}
-	if words[1] != "none" {
+	if words[0] != "absent" && words[1] != "none" {
 		s.t.Errorf("%s: there is no row %s", line, key)
 	}
 }
