@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/heapstream/heapstream/proto/daemon"
+	"github.com/heapstream/heapstream/sinks/graphite"
 	"github.com/heapstream/heapstream/sinks/influxdb"
 	"github.com/heapstream/heapstream/sinks/kafka"
 	"github.com/heapstream/heapstream/sinks/log"
@@ -15,6 +16,7 @@ import (
 
 // kinds are the sinks there are, by key.
 var kinds = map[string]sink.Kind{
+	"graphite": graphite.Kind,
 	"influxdb": influxdb.Kind,
 	"kafka":    kafka.Kind,
 	"log":      log.Kind,
@@ -24,7 +26,7 @@ var kinds = map[string]sink.Kind{
 
 // notBuilt are the sinks that Heapster had and that are not built yet.
 var notBuilt = []string{
-	"elasticsearch", "gcm", "graphite", "hawkular", "honeycomb", "librato", "opentsdb", "riemann", "stackdriver", "statsd", "wavefront",
+	"elasticsearch", "gcm", "hawkular", "honeycomb", "librato", "opentsdb", "riemann", "stackdriver", "statsd", "wavefront",
 }
 
 // kindOf is the sink of a key, or an error that says which ones there are.
