@@ -188,7 +188,8 @@ func (m *Mirror[T]) Run(ctx context.Context) {
 func (m *Mirror[T]) inspect(list runtime.Object) error {
 	err := meta.EachListItem(list, func(o runtime.Object) error {
 		trim(o)
-		return m.fit(o)
+		_, err := m.fit(o)
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("the answer is a %T: %w; is this an API server?", list, err)
@@ -196,12 +197,18 @@ func (m *Mirror[T]) inspect(list runtime.Object) error {
 	return nil
 }
 
-// fit refuses an object of another type than was asked for.
-func (m *Mirror[T]) fit(o any) error {
-	if reflect.TypeOf(o) != reflect.TypeOf(m.res.Object) {
-		return fmt.Errorf("%s were asked for as %T and a %T has come", m.res.Name, m.res.Object, o)
+// fit returns the object as the type that was asked for. A server that cannot cut out metadata lists
+// whole objects.
+func (m *Mirror[T]) fit(o any) (runtime.Object, error) {
+	if obj, ok := o.(runtime.Object); ok && reflect.TypeOf(o) == reflect.TypeOf(m.res.Object) {
+		return obj, nil
 	}
-	return nil
+	if _, partial := m.res.Object.(*metav1.PartialObjectMetadata); partial {
+		if acc, err := meta.Accessor(o); err == nil {
+			return meta.AsPartialObjectMetadata(acc), nil
+		}
+	}
+	return nil, fmt.Errorf("%s were asked for as %T and a %T has come", m.res.Name, m.res.Object, o)
 }
 
 func trim(o runtime.Object) {
@@ -268,10 +275,10 @@ func (s *store[T]) entry(o any) (entry[T], error) {
 	if e, ok := o.(entry[T]); ok {
 		return e, nil
 	}
-	if err := (*Mirror[T])(s).fit(o); err != nil {
+	obj, err := (*Mirror[T])(s).fit(o)
+	if err != nil {
 		return entry[T]{}, err
 	}
-	obj := o.(runtime.Object) //nolint:forcetypeassert // as Resource.Object is
 	key, err := cache.MetaNamespaceKeyFunc(obj)
 	if err != nil {
 		return entry[T]{}, fmt.Errorf("name of an object: %w", err)

@@ -72,7 +72,6 @@ func TestMirrorRefusesOtherObjects(t *testing.T) {
 		resource     kube.Resource
 	}{
 		{`{"kind":"ConfigMapList","apiVersion":"v1","items":[{"metadata":{"name":"a"}}]}`, "pods were asked for as *v1.Pod and a *v1.ConfigMap has come", kube.Pods},
-		{`{"kind":"NamespaceList","apiVersion":"v1","items":[{"metadata":{"name":"a"}}]}`, "namespaces were asked for as *v1.PartialObjectMetadata and a *v1.Namespace has come", kube.Namespaces},
 		{`{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a"}}`, "is this an API server?", kube.Pods},
 		{`{"kind":"Surprise","apiVersion":"v1"}`, `no kind "Surprise" is registered`, kube.Pods},
 		{`{"kind":"PodList","apiVersion":"v1","items":[{"metadata":7}]}`, "cannot unmarshal number", kube.Pods},
@@ -114,6 +113,30 @@ func TestMirrorRefusesOtherObjects(t *testing.T) {
 			api.Close()
 		})
 	}
+}
+
+// A server that cannot cut out metadata lists whole objects.
+func TestMirrorTakesMetadataOfWholeObjects(t *testing.T) {
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("watch") != "" {
+			http.Error(w, "no", http.StatusUnprocessableEntity)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write([]byte(`{"kind":"NamespaceList","apiVersion":"v1","items":[{"metadata":{"name":"a","uid":"u"}}]}`))
+	}))
+	defer api.Close()
+	c, err := kube.NewClient(&rest.Config{Host: api.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := kube.NewMirror(c, kube.Namespaces, slog.New(slog.DiscardHandler), func(o runtime.Object) string { return string(o.(*metav1.PartialObjectMetadata).UID) }, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { m.Run(ctx) })
+	defer wg.Wait()
+	defer cancel()
+	until(t, "the namespace is there", func() bool { uid, ok := m.Get("a"); return ok && uid == "u" })
 }
 
 // An object without a name does not stand in the way of the others.
