@@ -202,7 +202,7 @@ func (s *State) Step(b *proto.Batch, now int64) {
 	}
 	clean(&b.Values)
 	clean(&b.DeviceValues)
-	s.find(n, &b.Table, now)
+	s.find(n, &b.Table, t)
 	for g := proto.GroupCPU; g < groups; g++ {
 		s.group(n, &b.Table, g, t)
 	}
@@ -218,7 +218,7 @@ type terms struct {
 }
 
 // find gives every row its slot.
-func (s *State) find(n *node, t *proto.Table, now int64) {
+func (s *State) find(n *node, t *proto.Table, at *terms) {
 	s.rows, s.restarted = s.rows[:0], s.restarted[:0]
 	starts := t.Values.Column(proto.FieldStart)
 	n.entities.begin()
@@ -235,7 +235,7 @@ func (s *State) find(n *node, t *proto.Table, now int64) {
 				continue
 			}
 		}
-		slot := n.entities.find(key, now)
+		slot := n.entities.find(key, at.now, at.now-at.memory)
 		again := false
 		if slot >= 0 && starts != nil && starts.Present.Has(i) {
 			state, start := &n.entities.list[slot].state, starts.Values[i]
@@ -256,7 +256,7 @@ func (s *State) find(n *node, t *proto.Table, now int64) {
 			s.devices = append(s.devices, -1)
 			continue
 		}
-		slot := n.devices.find(deviceKey{of, d.Kind, d.Name}, now)
+		slot := n.devices.find(deviceKey{of, d.Kind, d.Name}, at.now, at.now-at.memory)
 		if slot >= 0 && s.restarted[d.Entity] {
 			n.devices.list[slot].state = device{}
 		}

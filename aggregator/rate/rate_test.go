@@ -182,3 +182,33 @@ func TestStateIsForgotten(t *testing.T) {
 		t.Error("a silent node is remembered")
 	}
 }
+
+// What was not seen for Memory is forgotten also while its slot is not swept yet: after a crash it would not
+// be known either.
+func TestForgettingDoesNotDependOnSweeping(t *testing.T) {
+	s := New()
+	step := func(now, start, cpu int64, pod bool) (rate bool) {
+		b := &proto.Batch{Node: "n", Resolution: 15 * time.Second}
+		b.AddEntity(proto.Entity{Kind: proto.KindNode, Parent: -1, Name: "n"})
+		if pod {
+			row := b.AddEntity(proto.Entity{Kind: proto.KindPod, Namespace: "ns", Name: "p", UID: "1"})
+			if start != 0 {
+				b.Values.Set(row, proto.FieldStart, start)
+			}
+			b.Values.Set(row, proto.GroupCPU.Time(), now*1e6)
+			b.Values.Set(row, proto.CPUUsage.Field(), cpu)
+			defer func() { _, rate = b.Values.Get(row, proto.CPUUsage.Delta()) }()
+		}
+		s.Step(b, now)
+		return false
+	}
+	step(1_000_000, 0, 0, false)
+	step(1_080_000, 1, 10, true)
+	step(1_095_000, 0, 0, false) // sweeps, and the pod may stay
+	if step(1_175_000, 0, 20, true) {
+		t.Error("a rate crosses 95 s")
+	}
+	if !step(1_180_000, 2, 30, true) {
+		t.Error("the start from before is still known")
+	}
+}

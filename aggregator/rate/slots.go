@@ -31,8 +31,9 @@ func (s *slots[K, S]) begin() {
 	s.next = 0
 }
 
-// find returns the slot of a key, a new one where there is none; -1 where the batch has had it already.
-func (s *slots[K, S]) find(key K, now int64) int32 {
+// find returns the slot of a key, a new one where there is none or it was last seen before the clock stood
+// at since; -1 where the batch has had it already.
+func (s *slots[K, S]) find(key K, now, since int64) int32 {
 	i, ok := int32(-1), false
 	if s.next < len(s.last) {
 		i = s.last[s.next]
@@ -41,7 +42,7 @@ func (s *slots[K, S]) find(key K, now int64) int32 {
 	}
 	if !ok {
 		if i, ok = s.index[key]; !ok {
-			i = s.add(key)
+			i = s.add(key, now)
 		} else if at := &s.list[i]; at.round == s.round-1 {
 			s.next = int(at.place) + 1 // rows were left out or moved: go on behind this one
 		}
@@ -50,12 +51,15 @@ func (s *slots[K, S]) find(key K, now int64) int32 {
 	if at.round == s.round {
 		return -1
 	}
+	if at.seen < since { // not swept yet, which must not show
+		at.state = *new(S)
+	}
 	at.round, at.place, at.seen = s.round, int32(len(s.order)), now //nolint:gosec // as in add
 	s.order = append(s.order, i)
 	return i
 }
 
-func (s *slots[K, S]) add(key K) int32 {
+func (s *slots[K, S]) add(key K, now int64) int32 {
 	var i int32
 	if n := len(s.free); n > 0 {
 		i = s.free[n-1]
@@ -64,7 +68,7 @@ func (s *slots[K, S]) add(key K) int32 {
 		s.list = append(s.list, slot[K, S]{})
 		i = int32(len(s.list) - 1) //nolint:gosec // bounded by the rows of a few messages
 	}
-	s.list[i] = slot[K, S]{key: key, used: true}
+	s.list[i] = slot[K, S]{key: key, used: true, seen: now}
 	s.index[key] = i
 	return i
 }
