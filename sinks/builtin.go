@@ -11,6 +11,7 @@ import (
 	"github.com/heapstream/heapstream/sinks/influxdb"
 	"github.com/heapstream/heapstream/sinks/kafka"
 	"github.com/heapstream/heapstream/sinks/log"
+	"github.com/heapstream/heapstream/sinks/opentsdb"
 	"github.com/heapstream/heapstream/sinks/sink"
 )
 
@@ -20,13 +21,14 @@ var kinds = map[string]sink.Kind{
 	"influxdb": influxdb.Kind,
 	"kafka":    kafka.Kind,
 	"log":      log.Kind,
+	"opentsdb": opentsdb.Kind,
 	// Heapster's name for its own memory: the gateway is always there, and reads by itself.
 	"metric": {Key: "metric", Title: "Metric Sink"},
 }
 
 // notBuilt are the sinks that Heapster had and that are not built yet.
 var notBuilt = []string{
-	"elasticsearch", "gcm", "hawkular", "honeycomb", "librato", "opentsdb", "riemann", "stackdriver", "statsd", "wavefront",
+	"elasticsearch", "gcm", "hawkular", "honeycomb", "librato", "riemann", "stackdriver", "statsd", "wavefront",
 }
 
 // kindOf is the sink of a key, or an error that says which ones there are.
