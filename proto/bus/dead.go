@@ -28,8 +28,13 @@ type DeadLetter struct {
 	DeadSeq uint64 // its sequence in DEAD; set by Letters
 }
 
-// Letter is the delivery as a letter to DEAD.
+// Letter is the delivery as a letter to DEAD. One that was re-driven keeps the origin of its letter.
 func (d Delivery) Letter(reader, reason string) DeadLetter {
+	if d.Stream == DeadStream {
+		l := letterOf(d)
+		l.Reader, l.Reason = reader, reason
+		return l
+	}
 	return DeadLetter{Reader: reader, Reason: reason, Stream: d.Stream, Subject: d.Subject, Seq: d.Seq, Time: d.Time, Data: d.Data, Header: d.Header}
 }
 
@@ -45,8 +50,9 @@ const (
 	codedText = "=b64 "
 )
 
-// Dead stores a letter in DEAD, once per reader, stream and sequence. It blocks
-// until it is stored; its errors are Publisher.Publish's.
+// Dead stores a letter in DEAD, once per reader, stream and sequence, and once
+// more each time that it was re-driven. It blocks until it is stored; its errors
+// are Publisher.Publish's.
 func (c *Conn) Dead(ctx context.Context, l DeadLetter) error {
 	h := make(map[string][]string, len(l.Header)+5)
 	for k, v := range l.Header {
@@ -59,10 +65,11 @@ func (c *Conn) Dead(ctx context.Context, l DeadLetter) error {
 	h[deadSubject] = []string{l.Subject}
 	h[deadSeq] = []string{strconv.FormatUint(l.Seq, 10)}
 	h[deadTime] = []string{l.Time.UTC().Format(time.RFC3339Nano)}
-	_, err := c.Publisher(PublisherConfig{}).Publish(ctx, Message{
-		Subject: DeadSubject(l.Reader), Stream: DeadStream, Data: l.Data, Header: h,
-		ID: l.Reader + "/" + l.Stream + "/" + strconv.FormatUint(l.Seq, 10),
-	})
+	id := l.Reader + "/" + l.Stream + "/" + strconv.FormatUint(l.Seq, 10)
+	if l.DeadSeq > 0 {
+		id += "/" + strconv.FormatUint(l.DeadSeq, 10)
+	}
+	_, err := c.Publisher(PublisherConfig{}).Publish(ctx, Message{Subject: DeadSubject(l.Reader), Stream: DeadStream, Data: l.Data, Header: h, ID: id})
 	if err != nil {
 		return fmt.Errorf("put message %d of stream %q to %s: %w", l.Seq, l.Stream, DeadStream, err)
 	}
@@ -98,7 +105,7 @@ func textOf(header string) string {
 // empty, oldest first. The iteration ends with the newest at the time of the call,
 // or with one error.
 func (c *Conn) Letters(ctx context.Context, reader string) iter.Seq2[DeadLetter, error] {
-	filter := "hs.dead.>"
+	filter := deadFilter
 	if reader != "" {
 		filter = DeadSubject(reader)
 	}
@@ -146,15 +153,25 @@ func letterOf(d Delivery) DeadLetter {
 	return l
 }
 
-// Redrive publishes a letter again on the subject it came from, under an id of
-// its own (so twice is stored once), and removes it from DEAD. Every reader of
-// that stream sees the message again, not only the one that could not use it.
+// Redrive publishes a letter again, under an id of its own (so twice is stored
+// once), and removes it from DEAD. A sink's letter goes to that sink alone, by
+// AgainSubject: on ROLLUPS an old message would be written by every sink once
+// more, and taken for the newest of its node by an aggregator that takes over.
+// Any other goes to the subject it came from, and every reader of that stream sees
+// it again.
 func (c *Conn) Redrive(ctx context.Context, l DeadLetter) (Ack, error) {
 	if l.DeadSeq == 0 || l.Subject == "" {
 		return Ack{}, errors.New("re-drive: the letter does not come from DEAD")
 	}
-	ack, err := c.Publisher(PublisherConfig{}).Publish(ctx, Message{Subject: l.Subject, Data: l.Data, Header: l.Header,
-		ID: "redrive/" + strconv.FormatUint(l.DeadSeq, 10)})
+	m := Message{Subject: l.Subject, Data: l.Data, Header: l.Header, ID: "redrive/" + strconv.FormatUint(l.DeadSeq, 10)}
+	if strings.HasPrefix(l.Reader, sinkLeases) {
+		m.Subject, m.Stream = AgainSubject(l.Reader), DeadStream
+		m.Header = map[string][]string{
+			deadReason: {headerText(l.Reason)}, deadStream: {l.Stream}, deadSubject: {l.Subject},
+			deadSeq: {strconv.FormatUint(l.Seq, 10)}, deadTime: {l.Time.UTC().Format(time.RFC3339Nano)},
+		}
+	}
+	ack, err := c.Publisher(PublisherConfig{}).Publish(ctx, m)
 	if err != nil {
 		return Ack{}, fmt.Errorf("re-drive letter %d: %w", l.DeadSeq, err)
 	}

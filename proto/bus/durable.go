@@ -101,6 +101,14 @@ func (d *Durable) ensure(ctx context.Context) error {
 	} else {
 		cfg.FilterSubjects = d.cfg.Subjects
 	}
+	// What an operator did to it stays: a pause, and a rewind to the very beginning.
+	old, err := d.info(ctx)
+	switch {
+	case err == nil:
+		cfg.PauseUntil, cfg.Metadata = old.Config.PauseUntil, old.Config.Metadata
+	case apiCode(err) != int(jetstream.JSErrCodeConsumerNotFound):
+		return err
+	}
 	var info *jetstream.ConsumerInfo
 	if err := d.c.try(ctx, "CONSUMER.CREATE."+d.cfg.Stream+"."+d.cfg.Name, func(ctx context.Context) error {
 		cons, err := d.c.js.CreateOrUpdateConsumer(ctx, d.cfg.Stream, cfg)
@@ -111,7 +119,7 @@ func (d *Durable) ensure(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if info.AckFloor.Stream != 0 || info.Delivered.Stream != 0 {
+	if info.AckFloor.Stream != 0 || info.Delivered.Stream != 0 || info.Config.Metadata[rewoundMark] != "" {
 		return nil // it has been somewhere
 	}
 	state, err := d.c.StreamState(ctx, d.cfg.Stream)
@@ -520,19 +528,6 @@ func (d *Durable) Rewind(ctx context.Context, seq uint64) error {
 	return nil
 }
 
-// Pause stops deliveries until that time, across restarts of the worker; a time
-// that has passed resumes them. What is under way still comes.
-func (d *Durable) Pause(ctx context.Context, until time.Time) error {
-	err := d.c.try(ctx, "CONSUMER.PAUSE."+d.cfg.Stream+"."+d.cfg.Name, func(ctx context.Context) error {
-		_, err := d.c.js.PauseConsumer(ctx, d.cfg.Stream, d.cfg.Name, until)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("pause consumer %q of stream %q: %w", d.cfg.Name, d.cfg.Stream, err)
-	}
-	return nil
-}
-
 // Lag is how far a durable is behind its stream.
 type Lag struct {
 	Pending  uint64        // messages not delivered yet
@@ -540,36 +535,50 @@ type Lag struct {
 	Oldest   time.Duration // age of the oldest message that is not acknowledged, by the server's clock; 0 where there is none
 	Lost     uint64        // sequences that left the stream before they were delivered, everybody's where the consumer is filtered
 	Position uint64        // everything up to this sequence is acknowledged
+	Paused   time.Time     // until when it is paused; zero where it is not
 }
 
 // Lag asks the server, at the cost of three requests: for a ticker, not for
 // every message.
 func (d *Durable) Lag(ctx context.Context) (Lag, error) {
-	wrap := func(err error) error {
-		return fmt.Errorf("ask consumer %q of stream %q for its lag: %w", d.cfg.Name, d.cfg.Stream, err)
-	}
 	info, err := d.info(ctx)
 	if err != nil {
-		return Lag{}, wrap(err)
+		return Lag{}, fmt.Errorf("ask consumer %q of stream %q for its lag: %w", d.cfg.Name, d.cfg.Stream, err)
 	}
-	state, err := d.c.StreamState(ctx, d.cfg.Stream)
+	return d.c.lagOf(ctx, info)
+}
+
+func (c *Conn) lagOf(ctx context.Context, info *jetstream.ConsumerInfo) (Lag, error) {
+	wrap := func(err error) error {
+		return fmt.Errorf("ask consumer %q of stream %q for its lag: %w", info.Name, info.Stream, err)
+	}
+	state, err := c.StreamState(ctx, info.Stream)
 	if err != nil {
 		return Lag{}, wrap(err)
 	}
 	l := Lag{Pending: info.NumPending, Unacked: info.NumAckPending, Position: info.AckFloor.Stream}
+	if info.Paused {
+		l.Paused = state.Now.Add(info.PauseRemaining)
+		if info.Config.PauseUntil != nil {
+			l.Paused = *info.Config.PauseUntil
+		}
+	}
 	if next := info.Delivered.Stream + 1; state.FirstSeq > next && state.LastSeq >= next {
 		l.Lost = state.FirstSeq - next
 	}
 	if l.Pending == 0 && l.Unacked == 0 {
 		return l, nil
 	}
-	filters := d.cfg.Subjects
+	filters := info.Config.FilterSubjects
+	if info.Config.FilterSubject != "" {
+		filters = []string{info.Config.FilterSubject}
+	}
 	if len(filters) == 0 {
 		filters = []string{">"}
 	}
 	var oldest time.Time
 	for _, f := range filters {
-		m, ok, err := d.c.NextOn(ctx, d.cfg.Stream, f, l.Position+1)
+		m, ok, err := c.NextOn(ctx, info.Stream, f, l.Position+1)
 		if err != nil {
 			return Lag{}, wrap(err)
 		}

@@ -145,19 +145,114 @@ func TestDurableDeadLetters(t *testing.T) {
 	for range c.Letters(deadline(t), "aggregator.prod") {
 		t.Fatal("a letter of another reader")
 	}
-	ack, err := c.Redrive(deadline(t), l)
+	_, err := c.Redrive(deadline(t), l)
 	must(t, err)
-	if ack.Seq != 4 {
-		t.Fatalf("re-driven as %d, want 4", ack.Seq)
-	}
 	for l, err := range c.Letters(deadline(t), "") {
 		t.Fatalf("a letter is left: %+v %v", l, err)
 	}
 	must(t, c.RemoveLetter(deadline(t), l))
-	must(t, next(t, d).Ack()) // 3
-	if again := next(t, d); again.Seq != 4 || !slices.Equal(again.Data, m.Data) {
-		t.Fatalf("got %d after the re-drive", again.Seq)
+	must(t, next(t, d).Ack()) // 3; the re-driven one does not come to those who read the stream
+	if st, err := c.StreamState(deadline(t), m.Stream); err != nil || st.LastSeq != 3 {
+		t.Fatalf("stream ends at %d (%v), want 3", st.LastSeq, err)
 	}
+
+	// It comes to the sink it is a letter of, with where it came from, and may be refused once more.
+	again := open(t, c, bus.DurableConfig{Stream: bus.DeadStream, Name: bus.SinkDurable("influx"), Subjects: []string{bus.AgainSubject("sink.influx")}})
+	r := next(t, again)
+	got := r.Letter("sink.influx", "refused again")
+	if !slices.Equal(r.Data, m.Data) || got.Seq != m.Seq || got.Stream != m.Stream || got.Subject != m.Subject || !got.Time.Equal(m.Time) {
+		t.Fatalf("re-driven %+v of %+v", got, m)
+	}
+	must(t, c.Dead(deadline(t), got))
+	must(t, r.Ack())
+	for l, err := range c.Letters(deadline(t), "sink.influx") {
+		if must(t, err); l.Reason != "refused again" || l.Seq != m.Seq {
+			t.Fatalf("letter %+v", l)
+		}
+	}
+	if n, err := c.LetterCounts(deadline(t)); err != nil || len(n) != 1 || n["sink.influx"] != 1 {
+		t.Fatalf("counts %v, %v", n, err)
+	}
+
+	// Any other reader's goes to the subject it came from.
+	got.Reader = "aggregator.prod"
+	must(t, c.Dead(deadline(t), got))
+	for l, err := range c.Letters(deadline(t), "aggregator.prod") {
+		must(t, err)
+		_, err = c.Redrive(deadline(t), l)
+		must(t, err)
+	}
+	if m := next(t, d); m.Seq != 4 || !slices.Equal(m.Data, r.Data) {
+		t.Fatalf("got %d after the re-drive", m.Seq)
+	}
+}
+
+func TestOperatorsMoveAndPauseDurables(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	c := bus.Quick(s.Conn(t))
+	bustest.Provision(t, c, "prod")
+	fill(t, c, node, 0, 10, 10)
+	cfg := sinkConfig
+	cfg.New = true
+	first := open(t, c, cfg)
+	first.Close()
+	state := func() bus.DurableState {
+		t.Helper()
+		all, err := c.SinkDurables(deadline(t), sinkConfig.Stream)
+		must(t, err)
+		if len(all) != 1 || all[0].Sink != "influx" || all[0].Name != sinkConfig.Name {
+			t.Fatalf("durables %+v", all)
+		}
+		return all[0]
+	}
+	if st := state(); st.Lag.Pending != 0 || st.Lag.Position != 10 || !st.Lag.Paused.IsZero() {
+		t.Fatalf("new: %+v", st)
+	}
+	// To the beginning, though it is to begin with what is new: a worker that opens it does not take it for a new one.
+	must(t, c.RewindDurable(deadline(t), sinkConfig.Stream, sinkConfig.Name, 1))
+	if st := state(); st.Lag.Pending != 10 || st.Lag.Oldest <= 0 {
+		t.Fatalf("rewound: %+v", st)
+	}
+	until := time.Now().Add(time.Hour)
+	must(t, c.PauseDurable(deadline(t), sinkConfig.Stream, sinkConfig.Name, until))
+	d := open(t, c, cfg)
+	if st := state(); !st.Lag.Paused.Equal(until.UTC()) || st.Lag.Pending != 10 {
+		t.Fatalf("paused and opened: %+v, want until %s", st, until)
+	}
+	must(t, c.PauseDurable(deadline(t), sinkConfig.Stream, sinkConfig.Name, time.Now()))
+	if m := next(t, d); m.Seq != 1 {
+		t.Fatalf("got %d, want 1", m.Seq)
+	}
+	at, ok, err := c.Get(deadline(t), sinkConfig.Stream, 7)
+	if must(t, err); !ok {
+		t.Fatal("message 7 is gone")
+	}
+	if seq, err := c.SeqAt(deadline(t), sinkConfig.Stream, at.Time); err != nil || seq > 7 || seq == 0 {
+		t.Fatalf("time of 7 is at %d, %v", seq, err)
+	}
+}
+
+func TestSeizeEndsTheHolder(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	c := bus.Quick(s.Conn(t))
+	bustest.Provision(t, c, "prod")
+	key := bus.SinkLease("influx")
+	held, err := c.Hold(deadline(t), key, "worker")
+	must(t, err)
+	l, err := c.Seize(deadline(t), key, "operator")
+	must(t, err)
+	if err := held.Err(); !errors.Is(err, bus.ErrLeaseLost) {
+		t.Fatalf("the holder has %v, want ErrLeaseLost", err)
+	}
+	if _, err := c.TryHold(deadline(t), key, "worker"); !errors.Is(err, bus.ErrHeld) {
+		t.Fatalf("taken beside the operator: %v", err)
+	}
+	must(t, l.Release(deadline(t)))
+	again, err := c.Hold(deadline(t), key, "worker")
+	must(t, err)
+	must(t, again.Release(deadline(t)))
 }
 
 func TestDurableRewindsAndPauses(t *testing.T) {
@@ -183,7 +278,7 @@ func TestDurableRewindsAndPauses(t *testing.T) {
 		must(t, m.Ack())
 	}
 	began := time.Now()
-	must(t, d.Pause(deadline(t), began.Add(400*time.Millisecond)))
+	must(t, c.PauseDurable(deadline(t), sinkConfig.Stream, sinkConfig.Name, began.Add(400*time.Millisecond)))
 	fill(t, c, node, 10, 1, 10)
 	must(t, next(t, d).Ack())
 	if took := time.Since(began); took < 300*time.Millisecond {

@@ -69,6 +69,57 @@ func (c *Conn) TryHold(ctx context.Context, key, owner string) (*Lease, error) {
 	return l, nil
 }
 
+// Seize takes the lease from whoever holds it, for an operator who needs the
+// holder out of the way. It returns when the former holder has given up, at the
+// latest LeaseTTL after it renewed last; one that waits for the lease takes it
+// again when it is released.
+func (c *Conn) Seize(ctx context.Context, key, owner string) (*Lease, error) {
+	fail := func(err error) (*Lease, error) { return nil, fmt.Errorf("seize lease %q: %w", key, err) }
+	v := leaseValue{Owner: owner, Token: nuid.Next()}
+	value, err := json.Marshal(v)
+	if err != nil {
+		return fail(err)
+	}
+	held := false
+	for n := 0; ; n++ {
+		now, err := c.read(ctx, LeasesBucket, key)
+		if err != nil {
+			return fail(err)
+		}
+		held = held || !now.gone && tokenOf(now.value) != v.Token
+		began := time.Now()
+		seq, err := c.write(ctx, LeasesBucket, key, value, now.seq)
+		if err == nil {
+			l := c.newLease(key, value, v.Token, seq, began)
+			if !held {
+				return l, nil
+			}
+			given := time.NewTimer(LeaseTTL)
+			defer given.Stop()
+			select {
+			case <-given.C:
+				return l, nil
+			case <-l.Lost():
+				return fail(l.Err())
+			case <-ctx.Done():
+				last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+				defer cancel()
+				_ = l.Release(last) // else it runs out by itself
+				return fail(ctx.Err())
+			}
+		}
+		if ctx.Err() != nil {
+			return fail(ended(ctx, nil, err))
+		}
+		if !outdated(err) && !passing(err) {
+			return fail(lasting(err))
+		}
+		if err := c.pause(ctx, n); err != nil {
+			return fail(err)
+		}
+	}
+}
+
 // take is the lease, or the record of who holds it.
 func (c *Conn) take(ctx context.Context, key, owner string) (*Lease, record, error) {
 	v := leaseValue{Owner: owner, Token: nuid.Next()}

@@ -51,8 +51,8 @@ func InboxPrefix(role Role, cluster string) string {
 //	inventory   hs.inventory.<c>.* hs.events.<c>.*      EVENTS KV_hs-leases                     writes inventory.<c>, events.<c>, <c>
 //	aggregator  hs.clock.<c> hs.rollups.<c>.> hs.dead   SAMPLES ROLLUPS KV_hs-leases KV_hs-clusters   writes aggregator.<c>, member.*
 //	apigw       hs.dead                                 ROLLUPS EVENTS KV_hs-clusters           none written
-//	sinks       hs.dead $JS.ACK                         ROLLUPS EVENTS KV_hs-leases KV_hs-clusters    writes sink.*
-//	admin       hs.> (re-drive) $KV.hs-clusters.*       all                                     writes <c>
+//	sinks       hs.dead $JS.ACK                         ROLLUPS EVENTS DEAD KV_hs-leases KV_hs-clusters   writes sink.*
+//	admin       hs.> (re-drive) $KV.hs-clusters.*       all                                     writes sink.*, <c>
 //
 // Each subscribes to its own inbox (InboxPrefix) alone. To read a stream is to ask
 // for its state, for a message, and to make, ask, pull from and delete a consumer
@@ -133,14 +133,16 @@ func Permissions(role Role, cluster string) (publish, subscribe []string) {
 			// The second form carries domain and account before the stream.
 			allow("$JS.ACK."+s+".*.>", "$JS.ACK.*.*."+s+".*.>")
 		}
+		request(DeadStream, info, get, filtered, ask, pull, "CONSUMER.RESET.%s.*") // letters that it is to try again
+		allow("$JS.ACK."+DeadStream+".*.>", "$JS.ACK.*.*."+DeadStream+".*.>")
 		bucket(LeasesBucket)
 		bucket(ClustersBucket)
 	case RoleAdmin:
 		for _, room := range []string{"samples", "inventory", "events"} {
 			allow("hs." + room + "." + c + ".*")
 		}
-		allow("hs.clock."+c, "hs.rollups."+c+".>", "hs.dead.*", bucketSubject(ClustersBucket, c))
-		request("*", info, get, create, filtered, ask, pull, forget, "CONSUMER.RESET.%s.*", "CONSUMER.PAUSE.%s.*",
+		allow("hs.clock."+c, "hs.rollups."+c+".>", "hs.dead.*", "hs.dead.*"+againSuffix, bucketSubject(ClustersBucket, c), bucketSubject(LeasesBucket, sinkLeases+"*"))
+		request("*", info, get, create, filtered, ask, pull, forget, "CONSUMER.RESET.%s.*", "CONSUMER.PAUSE.%s.*", "CONSUMER.LIST.%s",
 			"STREAM.CREATE.%s", "STREAM.UPDATE.%s", "STREAM.DELETE.%s")
 		request(DeadStream, "STREAM.MSG.DELETE.%s")
 	default:

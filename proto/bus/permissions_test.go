@@ -217,15 +217,21 @@ func rolesDo(t *testing.T, user string) {
 		cfg := bus.DurableConfig{Stream: bus.RollupsStream(cluster), Name: bus.SinkDurable("x"), Subjects: bus.RollupFilters(cluster)}
 		d, err := c.Durable(ctx, cfg)
 		must(t, err)
-		must(t, d.Pause(ctx, time.Now()))
-		must(t, d.Rewind(ctx, 1))
 		d.Close()
+		seized, err := c.Seize(ctx, bus.SinkLease("x"), "admin")
+		must(t, err)
+		must(t, seized.Release(ctx))
+		_, err = c.SinkDurables(ctx, cfg.Stream)
+		must(t, err)
+		must(t, c.PauseDurable(ctx, cfg.Stream, cfg.Name, time.Now()))
+		must(t, c.RewindDurable(ctx, cfg.Stream, cfg.Name, 1))
 		must(t, c.RemoveDurable(ctx, cfg.Stream, cfg.Name))
 		from := []string{bus.SamplesSubject(cluster, "n"), bus.InventorySubject(cluster, bus.InventoryNodes), bus.ClockSubject(cluster),
 			bus.TotalsSubject(cluster), bus.EventsSubject(cluster, "ns")}
 		for i, subject := range from { // letters from all streams, given again
-			must(t, c.Dead(ctx, bus.DeadLetter{Reader: "sink.x", Stream: "S", Seq: uint64(i + 1), Subject: subject, Data: []byte("x")}))
+			must(t, c.Dead(ctx, bus.DeadLetter{Reader: "aggregator.x", Stream: "S", Seq: uint64(i + 1), Subject: subject, Data: []byte("x")}))
 		}
+		must(t, c.Dead(ctx, bus.DeadLetter{Reader: "sink.x", Stream: "S", Seq: 9, Subject: bus.TotalsSubject(cluster), Data: []byte("x")}))
 		for l, err := range c.Letters(ctx, "") {
 			must(t, err)
 			_, err := c.Redrive(ctx, l)
@@ -298,6 +304,14 @@ func rolesDo(t *testing.T, user string) {
 	for i := range 4 {
 		publish(other, fmt.Sprint("more", i), bus.NodeRollupSubject(cluster, "n"), bus.EventsSubject(cluster, "ns"))
 	}
+	for seq := range uint64(2) {
+		must(t, other.Dead(ctx, bus.DeadLetter{Reader: bus.SinkLease("influx"), Stream: "S", Subject: "s", Seq: seq}))
+	}
+	for l, err := range other.Letters(ctx, bus.SinkLease("influx")) {
+		must(t, err)
+		_, err := other.Redrive(ctx, l)
+		must(t, err)
+	}
 	do(bus.RoleSinks, func(c *bus.Conn) {
 		watch(c)
 		hold(c, bus.SinkLease("influx"))
@@ -329,6 +343,7 @@ func rolesDo(t *testing.T, user string) {
 		read(bus.DurableConfig{Stream: bus.EventsStream(cluster), Name: bus.SinkDurable("influx"), FromTime: time.Now().Add(-time.Hour)})
 		read(bus.DurableConfig{Stream: bus.RollupsStream(cluster), Name: bus.SinkDurable("one"), Subjects: []string{bus.NodeRollupFilter(cluster)}})
 		read(bus.DurableConfig{Stream: bus.EventsStream(cluster), Name: bus.SinkDurable("one"), Subjects: []string{bus.EventsFilter(cluster)}})
+		read(bus.DurableConfig{Stream: bus.DeadStream, Name: bus.SinkDurable("influx"), Subjects: []string{bus.AgainSubject(bus.SinkLease("influx"))}})
 	})
 }
 

@@ -21,13 +21,14 @@ import (
 //	              hs.rollups.<c>.epoch.<lane>      who may write                      aggregator (owner)     aggregator
 //	EVENTS_<c>    hs.events.<c>.<ns>               one Kubernetes event               scraper (inventory)    sinks, apigw
 //	DEAD          hs.dead.<reader>                 what a reader could not use        every reader           operators
+//	              hs.dead.<reader>.again           a letter that a sink is to try     operators              that sink
 //
 //	bucket        keys                                                  one value is
 //	hs-leases     aggregator.<c> inventory.<c> events.<c> sink.<name>   who holds it; gone LeaseTTL after the last renewal
 //	              member.<id>
 //	hs-clusters   <c>                                                   ClusterInfo
 //
-// Durable consumers exist for sinks alone: sink-<name> on ROLLUPS_<c> and EVENTS_<c>.
+// Durable consumers exist for sinks alone: sink-<name> on ROLLUPS_<c>, EVENTS_<c> and DEAD.
 const (
 	DeadStream     = "DEAD"
 	LeasesBucket   = "hs-leases"
@@ -209,8 +210,30 @@ func EventsFilter(cluster string) string { return "hs.events." + EncodeToken(clu
 // named like its lease, sink.influx or aggregator.prod.
 func DeadSubject(reader string) string { return "hs.dead." + EncodeToken(reader) }
 
-// SinkDurable is the durable consumer of a sink, the same on ROLLUPS and EVENTS.
-func SinkDurable(sink string) string { return "sink-" + EncodeToken(sink) }
+// AgainSubject is where letters are published that a sink is to try once more: it alone reads them.
+func AgainSubject(reader string) string { return DeadSubject(reader) + againSuffix }
+
+// deadFilter matches the letters of all readers, but those that are under way again.
+const (
+	deadFilter  = "hs.dead.*"
+	againSuffix = ".again"
+)
+
+// sinkDurables begins the names of the durables of sinks.
+const sinkDurables = "sink-"
+
+// SinkDurable is the durable consumer of a sink, the same on ROLLUPS, EVENTS and DEAD.
+func SinkDurable(sink string) string { return sinkDurables + EncodeToken(sink) }
+
+// SinkOf is the sink whose durable consumer has that name; false where it is no sink's.
+func SinkOf(durable string) (string, bool) {
+	token, ok := strings.CutPrefix(durable, sinkDurables)
+	if !ok {
+		return "", false
+	}
+	sink, err := DecodeToken(token)
+	return sink, err == nil
+}
 
 // AggregatorLease is held by the aggregator that owns a cluster.
 func AggregatorLease(cluster string) string { return "aggregator." + EncodeToken(cluster) }
@@ -221,8 +244,20 @@ func InventoryLease(cluster string) string { return "inventory." + EncodeToken(c
 // EventsLease is held by the scraper that publishes a cluster's events.
 func EventsLease(cluster string) string { return "events." + EncodeToken(cluster) }
 
+const sinkLeases = "sink."
+
 // SinkLease is held by the one worker of a sink.
-func SinkLease(sink string) string { return "sink." + EncodeToken(sink) }
+func SinkLease(sink string) string { return sinkLeases + EncodeToken(sink) }
+
+// SinkOfLease is the sink that a lease, or the reader of a letter, is of; false where it is no sink's.
+func SinkOfLease(key string) (string, bool) {
+	token, ok := strings.CutPrefix(key, sinkLeases)
+	if !ok {
+		return "", false
+	}
+	sink, err := DecodeToken(token)
+	return sink, err == nil
+}
 
 // MemberLeases is the prefix of the heartbeats of aggregators; MemberLease is
 // that of one of them.
@@ -384,10 +419,11 @@ const (
 	Epoch
 	Events
 	Dead
+	Again
 )
 
 var kindNames = [...]string{Samples: "samples", Inventory: "inventory", Clock: "clock", NodeRollup: "node rollup",
-	NamespaceRollup: "namespace rollup", Totals: "totals", Epoch: "epoch", Events: "events", Dead: "dead"}
+	NamespaceRollup: "namespace rollup", Totals: "totals", Epoch: "epoch", Events: "events", Dead: "dead", Again: "dead again"}
 
 // String names the kind as topology's comment does.
 func (k Kind) String() string {
@@ -400,7 +436,7 @@ func (k Kind) String() string {
 // Address is a subject taken apart.
 type Address struct {
 	Kind    Kind
-	Cluster string // empty for Dead
+	Cluster string // empty for Dead and Again
 	Name    string // node, namespace, part of the inventory, or reader
 	Lane    int    // of an Epoch
 }
@@ -418,9 +454,13 @@ func ParseSubject(subject string) (Address, error) {
 		return wrong()
 	}
 	if room == "dead" {
-		name, err := DecodeToken(rest)
+		token, again := strings.CutSuffix(rest, againSuffix)
+		name, err := DecodeToken(token)
 		if err != nil {
 			return Address{}, fmt.Errorf("subject %q: %w", subject, err)
+		}
+		if again {
+			return Address{Kind: Again, Name: name}, nil
 		}
 		return Address{Kind: Dead, Name: name}, nil
 	}

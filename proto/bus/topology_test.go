@@ -63,7 +63,7 @@ func FuzzParseSubject(f *testing.F) {
 func subjects() []string {
 	return []string{bus.SamplesSubject("prod.eu", "n.1"), bus.InventorySubject("prod", bus.InventoryNodes), bus.ClockSubject("prod"),
 		bus.NodeRollupSubject("prod", "n.1"), bus.NamespaceRollupSubject("prod", "kube-system"), bus.TotalsSubject("prod"),
-		bus.EpochSubject("prod", 15), bus.EventsSubject("prod", ""), bus.DeadSubject("sink.influx")}
+		bus.EpochSubject("prod", 15), bus.EventsSubject("prod", ""), bus.DeadSubject("sink.influx"), bus.AgainSubject("sink.influx")}
 }
 
 func build(a bus.Address) string {
@@ -86,6 +86,8 @@ func build(a bus.Address) string {
 		return bus.EventsSubject(a.Cluster, a.Name)
 	case bus.Dead:
 		return bus.DeadSubject(a.Name)
+	case bus.Again:
+		return bus.AgainSubject(a.Name)
 	}
 	return ""
 }
