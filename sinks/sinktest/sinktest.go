@@ -33,6 +33,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/goleak"
 
 	"github.com/heapstream/heapstream/proto"
@@ -373,6 +374,9 @@ func (st *stage) metric(name string) float64 {
 	for _, f := range families {
 		if f.GetName() == name {
 			for _, m := range f.GetMetric() {
+				if slices.ContainsFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetName() == "cluster" && l.GetValue() == "" }) {
+					continue // of letters that are driven again
+				}
 				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
 			}
 		}

@@ -18,7 +18,8 @@ import (
 // feeder feeds the sink from one cluster.
 type feeder struct {
 	w       *Worker
-	cluster string
+	cluster string // empty where it reads letters that are to be tried again, of every cluster
+	stream  string
 	log     *slog.Logger
 	tel     *feedTelemetry
 	dec     *proto.Decoder
@@ -34,6 +35,8 @@ type feeder struct {
 	down    int       // lanes that fail; under mu, as are the next two
 	failing time.Time // since when any does; zero while none does
 	said    time.Time // when that was logged last
+
+	paused time.Time // until when, as logged last; of the goroutine that looks at the lag
 }
 
 // lane is one of the sinks that a batch is parted among, as many as the option concurrency says. What is of
@@ -45,35 +48,61 @@ type lane struct {
 	sink     sink.Sink
 	in       []bus.Delivery // its part of the present batch
 	messages []sink.Message
-	down     bool // its last Write failed
+	down     bool // its last Write failed; under the feeder's mu
+}
+
+// newFeeder makes a feeder; the caller closes it.
+func (w *Worker) newFeeder(cluster, stream string) *feeder {
+	return &feeder{
+		w: w, cluster: cluster, stream: stream, log: w.sinkDeps(cluster).Log, tel: w.deps.Telemetry.feed(w.cfg.Name, cluster),
+		dec: proto.NewDecoder(), secrets: w.cfg.Target.Secrets(), timeout: w.cfg.Target.Timeout(w.sinkDeps(cluster).Timeout),
+	}
+}
+
+// open builds one more sink, for the rollups of that cluster.
+func (f *feeder) open(cluster string) (*lane, error) {
+	deps := f.w.sinkDeps(cluster)
+	if len(f.lanes) > 0 || f.cluster == "" {
+		deps.Log = slog.New(slog.DiscardHandler) // warnings about options are said once
+	}
+	s, err := f.w.cfg.Kind.New(f.w.cfg.Target, deps)
+	if err != nil {
+		return nil, err // was checked in New: a file has gone meanwhile
+	}
+	l := &lane{feeder: f, sink: s}
+	f.lanes = append(f.lanes, l)
+	return l, nil
+}
+
+func (f *feeder) close() {
+	for _, l := range f.lanes {
+		if err := l.sink.Close(); err != nil {
+			f.log.Warn("sink did not close in order", "err", f.secrets.Hide(err.Error()))
+		}
+	}
+	f.tel.forget()
 }
 
 // feed feeds the sink from one cluster until ctx ends (nil), or until the bus refuses for good.
-func (w *Worker) feed(ctx context.Context, cluster string) (err error) {
-	deps := w.sinkDeps(cluster)
-	f := &feeder{w: w, cluster: cluster, log: deps.Log, tel: w.deps.Telemetry.feed(w.cfg.Name, cluster), dec: proto.NewDecoder(), secrets: w.cfg.Target.Secrets()}
-	defer f.tel.forget()
-	defer func() {
-		for _, l := range f.lanes {
-			if closeErr := l.sink.Close(); closeErr != nil {
-				f.log.Warn("sink did not close in order", "err", f.secrets.Hide(closeErr.Error()))
-			}
+func (w *Worker) feed(ctx context.Context, cluster string) error {
+	f := w.newFeeder(cluster, bus.RollupsStream(cluster))
+	defer f.close()
+	for range w.cfg.Target.Concurrency() {
+		if _, err := f.open(cluster); err != nil {
+			return err
 		}
-	}()
-	for n := range w.cfg.Target.Concurrency() {
-		if n == 1 {
-			deps.Log = slog.New(slog.DiscardHandler) // warnings about options are said once
-		}
-		s, err := w.cfg.Kind.New(w.cfg.Target, deps)
-		if err != nil {
-			return err // was checked in New: a file has gone meanwhile
-		}
-		f.lanes = append(f.lanes, &lane{feeder: f, sink: s})
 	}
-	f.timeout = w.cfg.Target.Timeout(deps.Timeout)
+	cfg := bus.DurableConfig{Subjects: bus.RollupFilters(cluster)}
+	cfg.New, cfg.FromTime = w.since.From(time.Now())
+	return f.run(ctx, cfg, f.handle)
+}
+
+// run reads the stream and hands what comes to handle, until ctx ends (nil) or the bus refuses for good.
+func (f *feeder) run(ctx context.Context, cfg bus.DurableConfig, handle func(context.Context, []bus.Delivery) error) error {
+	cfg.Stream, cfg.Name, cfg.Reader = f.stream, bus.SinkDurable(f.w.cfg.Name), bus.SinkLease(f.w.cfg.Name)
 	missing := false
 	for n := 0; ; n++ {
-		err := f.read(ctx, &n)
+		err := f.read(ctx, cfg, &n, handle)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -81,7 +110,7 @@ func (w *Worker) feed(ctx context.Context, cluster string) (err error) {
 			return err
 		case errors.Is(err, bus.ErrStreamMissing):
 			if !missing {
-				f.log.Warn("rollups of the cluster are not there yet, waiting for their stream", "stream", bus.RollupsStream(cluster))
+				f.log.Warn("stream to read is not there yet, waiting for it", "stream", f.stream)
 			}
 			missing = true
 		default:
@@ -95,12 +124,7 @@ func (w *Worker) feed(ctx context.Context, cluster string) (err error) {
 }
 
 // read opens the consumer and writes what it delivers. attempts is set back once something came.
-func (f *feeder) read(ctx context.Context, attempts *int) error {
-	cfg := bus.DurableConfig{
-		Stream: bus.RollupsStream(f.cluster), Name: bus.SinkDurable(f.w.cfg.Name), Reader: bus.SinkLease(f.w.cfg.Name),
-		Subjects: bus.RollupFilters(f.cluster),
-	}
-	cfg.New, cfg.FromTime = f.w.since.From(time.Now())
+func (f *feeder) read(ctx context.Context, cfg bus.DurableConfig, attempts *int, handle func(context.Context, []bus.Delivery) error) error {
 	var err error
 	if f.durable, err = f.w.deps.Bus.Durable(ctx, cfg); err != nil {
 		return err
@@ -114,19 +138,20 @@ func (f *feeder) read(ctx context.Context, attempts *int) error {
 	watch.Go(func() { f.watch(watched) })
 	defer watch.Wait()
 	defer stop()
+	lanes := max(1, len(f.lanes))
 	for {
-		batch, err := f.durable.NextBatch(ctx, f.w.cfg.Batch*len(f.lanes))
+		batch, err := f.durable.NextBatch(ctx, f.w.cfg.Batch*lanes)
 		if err != nil {
 			return err
 		}
 		*attempts = 0
 		for len(batch) > 0 {
 			n, size := 0, 0
-			for n < len(batch) && (n == 0 || size+len(batch[n].Data) <= maxBatchBytes*len(f.lanes)) {
+			for n < len(batch) && (n == 0 || size+len(batch[n].Data) <= maxBatchBytes*lanes) {
 				size += len(batch[n].Data)
 				n++
 			}
-			if err := f.handle(ctx, batch[:n]); err != nil {
+			if err := handle(ctx, batch[:n]); err != nil {
 				return err
 			}
 			batch = batch[n:]
@@ -411,7 +436,15 @@ func (f *feeder) look(ctx context.Context) error {
 	}
 	f.tel.lag(lag.Pending+uint64(max(0, lag.Unacked)), lag.Oldest) //nolint:gosec // not negative
 	if more := f.tel.lose(lag.Lost); more > 0 {
-		f.log.Warn("rollups left the stream before this sink had them", "lost", more, "stream", bus.RollupsStream(f.cluster))
+		f.log.Warn("messages left the stream before this sink had them", "lost", more, "stream", f.stream)
 	}
+	if !lag.Paused.Equal(f.paused) {
+		if f.paused = lag.Paused; f.paused.IsZero() {
+			f.log.Info("sink is resumed")
+		} else {
+			f.log.Warn("sink is paused by an operator", "until", f.paused)
+		}
+	}
+	f.tel.pause(!lag.Paused.IsZero())
 	return nil
 }

@@ -7,7 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Telemetry is what workers say about themselves, by sink and cluster.
+// Telemetry is what workers say about themselves, by sink and cluster. The cluster is empty where letters
+// are meant that were driven again.
 type Telemetry struct {
 	up             *prometheus.GaugeVec
 	written        *prometheus.CounterVec
@@ -20,6 +21,7 @@ type Telemetry struct {
 	lost           *prometheus.CounterVec
 	took           *prometheus.HistogramVec
 	pending        *prometheus.GaugeVec
+	paused         *prometheus.GaugeVec
 	oldest         *prometheus.GaugeVec
 }
 
@@ -48,6 +50,7 @@ func NewTelemetry(r prometheus.Registerer) *Telemetry {
 		dead:           counter("dead_total", "Messages put to DEAD."),
 		lost:           counter("lost_total", "Messages that left the stream before they were written."),
 		pending:        gauge("pending", "Messages not yet written."),
+		paused:         gauge("paused", "1 while an operator has paused the sink, else 0."),
 		oldest:         gauge("oldest_pending_seconds", "Age of the oldest message not yet written."),
 	}
 	t.took = prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -62,7 +65,7 @@ func NewTelemetry(r prometheus.Registerer) *Telemetry {
 type feedTelemetry struct {
 	t                                                                               *Telemetry
 	by                                                                              []string
-	up, pending, oldest                                                             prometheus.Gauge
+	up, pending, oldest, paused                                                     prometheus.Gauge
 	written, retried, refusedRollups, refusedSamples, late, undecodable, dead, lost prometheus.Counter
 	took                                                                            prometheus.Observer
 
@@ -73,7 +76,7 @@ type feedTelemetry struct {
 func (t *Telemetry) feed(sink, cluster string) *feedTelemetry {
 	by := []string{sink, cluster}
 	return &feedTelemetry{
-		t: t, by: by, up: t.up.WithLabelValues(by...), pending: t.pending.WithLabelValues(by...), oldest: t.oldest.WithLabelValues(by...),
+		t: t, by: by, up: t.up.WithLabelValues(by...), pending: t.pending.WithLabelValues(by...), oldest: t.oldest.WithLabelValues(by...), paused: t.paused.WithLabelValues(by...),
 		written: t.written.WithLabelValues(by...), retried: t.retried.WithLabelValues(by...),
 		refusedRollups: t.refusedRollups.WithLabelValues(by...), refusedSamples: t.refusedSamples.WithLabelValues(by...),
 		late: t.late.WithLabelValues(by...), undecodable: t.undecodable.WithLabelValues(by...), dead: t.dead.WithLabelValues(by...),
@@ -86,6 +89,15 @@ func (f *feedTelemetry) forget() {
 	f.t.up.DeleteLabelValues(f.by...)
 	f.t.pending.DeleteLabelValues(f.by...)
 	f.t.oldest.DeleteLabelValues(f.by...)
+	f.t.paused.DeleteLabelValues(f.by...)
+}
+
+func (f *feedTelemetry) pause(is bool) {
+	if is {
+		f.paused.Set(1)
+	} else {
+		f.paused.Set(0)
+	}
 }
 
 func (f *feedTelemetry) lag(pending uint64, oldest time.Duration) {

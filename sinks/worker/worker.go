@@ -12,7 +12,11 @@
 //   - a partial one: the messages with refused parts are copied to DEAD, the parts in headers
 //     (Hs-Refused), and the batch is acknowledged.
 //
-// Clusters do not wait for each other, nor sinks.
+// Clusters do not wait for each other, nor sinks; nor does what is new wait for letters that an operator
+// has driven again, which come from DEAD. With the option concurrency, a batch is parted among several
+// sinks of one target, what is of one node or namespace always to the same.
+//
+// Errors of a destination are logged and put to DEAD without the target's secrets.
 //
 // State is on the bus: the position of a sink is the acknowledgement floor of its consumer. After a
 // crash the successor gets what was not acknowledged again, first and in order; so a message can be
@@ -183,6 +187,11 @@ func (w *Worker) feedAll(ctx context.Context) error {
 		})
 		return stop
 	}
+	feeds.Go(func() {
+		if err := w.feedAgain(ctx); err != nil && ctx.Err() == nil {
+			cancel(fmt.Errorf("letters that are driven again: %w", err))
+		}
+	})
 	if len(w.cfg.Clusters) > 0 {
 		for _, c := range w.cfg.Clusters {
 			start(c)
