@@ -13,6 +13,7 @@ import (
 	"github.com/heapstream/heapstream/sinks/log"
 	"github.com/heapstream/heapstream/sinks/opentsdb"
 	"github.com/heapstream/heapstream/sinks/sink"
+	"github.com/heapstream/heapstream/sinks/statsd"
 )
 
 // kinds are the sinks there are, by key.
@@ -22,13 +23,14 @@ var kinds = map[string]sink.Kind{
 	"kafka":    kafka.Kind,
 	"log":      log.Kind,
 	"opentsdb": opentsdb.Kind,
+	"statsd":   statsd.Kind,
 	// Heapster's name for its own memory: the gateway is always there, and reads by itself.
 	"metric": {Key: "metric", Title: "Metric Sink"},
 }
 
 // notBuilt are the sinks that Heapster had and that are not built yet.
 var notBuilt = []string{
-	"elasticsearch", "gcm", "hawkular", "honeycomb", "librato", "riemann", "stackdriver", "statsd", "wavefront",
+	"elasticsearch", "gcm", "hawkular", "honeycomb", "librato", "riemann", "stackdriver", "wavefront",
 }
 
 // kindOf is the sink of a key, or an error that says which ones there are.
