@@ -28,6 +28,7 @@ import (
 	"github.com/heapstream/heapstream/e2e/simcluster/simtest"
 	"github.com/heapstream/heapstream/proto"
 	"github.com/heapstream/heapstream/proto/bus"
+	"github.com/heapstream/heapstream/scraper/kubelet"
 )
 
 // logbook keeps what was logged.
@@ -166,10 +167,13 @@ type plumbing struct {
 	rollups  *ledger
 }
 
-func startPlumbing(t *testing.T, nodes int) *plumbing {
+func startPlumbing(t *testing.T, nodes int, source kubelet.Source, change func(*simcluster.Config)) *plumbing {
 	t.Helper()
 	cfg := simcluster.DefaultConfig()
 	cfg.Nodes, cfg.PodsPerNode, cfg.Recorded = nodes, 3, true
+	if change != nil {
+		change(&cfg)
+	}
 	p := &plumbing{cluster: simtest.Start(t, cfg, simcluster.Deps{}), registry: prometheus.NewRegistry(), log: &logbook{}}
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
 	if err := p.cluster.WriteKubeconfig(kubeconfig, simcluster.ReaderName); err != nil {
@@ -181,7 +185,7 @@ func startPlumbing(t *testing.T, nodes int) *plumbing {
 	}
 	p.secure = "https://" + secure.Addr().String()
 	p.pipeline = launch(t, standalone.Deps{Log: p.log.logger(), Registry: p.registry, SecureListener: secure},
-		"--source=kubernetes.summary_api:", "--kubeconfig="+kubeconfig, "--metric_resolution=5s", "--cluster=sim",
+		"--source="+string(source)+":", "--kubeconfig="+kubeconfig, "--metric_resolution=5s", "--cluster=sim",
 		"--api-server", "--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig)
 	if err := p.cluster.SetGateway(p.secure); err != nil {
 		t.Fatal(err)
@@ -205,7 +209,7 @@ var reasons = map[simcluster.FailureMode]string{
 // real kubelet's answers, two are well, and there is one for every way in which a kubelet can fail.
 func TestPipeline(t *testing.T) {
 	modes := slices.DeleteFunc(slices.Clone(simcluster.FailureModes), func(m simcluster.FailureMode) bool { return m == simcluster.FailNone })
-	p := startPlumbing(t, len(modes)+3)
+	p := startPlumbing(t, len(modes)+3, kubelet.SummarySource, nil)
 	t.Run("FailingKubeletCostsItsOwnNode", func(t *testing.T) { p.failures(t, modes) })
 	t.Run("ModelSeriesMove", p.modelSeriesMove)
 	t.Run("ModelStatuses", p.modelStatuses)

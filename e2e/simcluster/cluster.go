@@ -153,6 +153,7 @@ func (c *Cluster) grow(now time.Time) error {
 	}
 	for i := range c.cfg.Nodes {
 		n := c.addNode(i)
+		n.old.Store(i >= c.cfg.Nodes-c.cfg.OldKubelets)
 		if i == 0 && c.cfg.Recorded {
 			var err error
 			if n.recorded, err = newRecording(now, n); err != nil {
@@ -217,6 +218,7 @@ func (c *Cluster) addNode(i int) *Node {
 	default:
 		n.addr = addrAfter(c.cfg.FirstAddress, i)
 	}
+	n.began.Store(n.created)
 	c.nodes = append(c.nodes, n)
 	c.byName[n.name] = n
 	c.byAddr[n.addr] = n

@@ -18,6 +18,9 @@ type Config struct {
 	Nodes, PodsPerNode, ContainersPerPod, Namespaces int
 	// Recorded makes node-0 replay the recorded answers of a real kubelet.
 	Recorded bool
+	// OldKubelets is how many nodes, counted from the last, have a kubelet of before Kubernetes 1.18, which answers
+	// POST /stats/container/ as well.
+	OldKubelets int
 	// Churn is the mean time between two random changes (a restart, a pod replaced, a scaling, a job run); 0 means none.
 	Churn time.Duration
 	// Epoch is the moment up to which the cluster was built: everything there at start was created in the two days
@@ -91,6 +94,7 @@ func (c *Config) Validate() error {
 	between("pods per node", c.PodsPerNode, 0, MaxPodsPerNode)
 	between("containers per pod", c.ContainersPerPod, 1, MaxContainersPerPod)
 	between("namespaces", c.Namespaces, 1, MaxNamespaces)
+	between("old kubelets", c.OldKubelets, 0, c.Nodes)
 	between("kubelet port", c.KubeletPort, 0, 65535)
 	between("kubelet read-only port", c.KubeletReadOnlyPort, 0, 65535)
 	between("history", c.History, 1, 10_000_000)
@@ -160,6 +164,7 @@ func DefaultUsers(admin, reader, none string) []User {
 			Groups: []string{"system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"},
 			Rules: []Rule{
 				{Verbs: read, APIGroups: []string{""}, Resources: []string{"nodes", "pods", "namespaces", "events", "nodes/stats", "nodes/metrics"}},
+				{Verbs: []string{"create"}, APIGroups: []string{""}, Resources: []string{"nodes/stats"}},
 				{Verbs: read, APIGroups: []string{"events.k8s.io"}, Resources: []string{"events"}},
 				{Verbs: read, APIGroups: []string{"apps"}, Resources: []string{"deployments", "replicasets", "daemonsets", "statefulsets"}},
 				{Verbs: read, APIGroups: []string{"batch"}, Resources: []string{"jobs", "cronjobs"}},

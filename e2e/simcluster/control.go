@@ -14,7 +14,7 @@ type Status struct {
 	Pods            int                `json:"pods"`
 	ResourceVersion string             `json:"resourceVersion"`
 	Failing         map[string]string  `json:"failing"`           // mode by node
-	Scrapes         uint64             `json:"scrapes"`           // requests for a summary, of all nodes
+	Scrapes         uint64             `json:"scrapes"`           // requests for measurements, of all nodes
 	NeverScraped    int                `json:"neverScraped"`      // nodes
 	LongestGap      float64            `json:"longestGapSeconds"` // between two scrapes of one node
 	GapOver         map[string]float64 `json:"slowest,omitempty"` // the nodes with the longest gaps, up to 10
@@ -109,6 +109,11 @@ func (a *apiServer) control(w http.ResponseWriter, r *http.Request, path string)
 		var ready bool
 		if ready, err = strconv.ParseBool(q.Get("ready")); err == nil {
 			err = a.c.SetNodeReady(q.Get("node"), ready)
+		}
+	case "/nodes/kubelet":
+		var old bool
+		if old, err = strconv.ParseBool(q.Get("old")); err == nil {
+			err = a.c.SetOldKubelet(q.Get("node"), old)
 		}
 	case "/churn":
 		n := 1

@@ -20,7 +20,8 @@
 // token) and plain http (without) alike.
 //
 // Paths: /stats/summary (also with a slash behind, also ?only_cpu_and_memory=true), /metrics/resource, /metrics/cadvisor,
-// /pods, /healthz.
+// /pods, /healthz; those made old also answer POST /stats/container/, cAdvisor's dump of every cgroup. Whatever way of
+// failing is asked for holds for all of them.
 //
 // # The statistics
 //
@@ -42,6 +43,7 @@
 //	curl -X POST 'http://ADDR/sim/nodes/add'                             answers with the new node's name
 //	curl -X POST 'http://ADDR/sim/nodes/remove?node=node-3'
 //	curl -X POST 'http://ADDR/sim/nodes/ready?node=node-3&ready=false'
+//	curl -X POST 'http://ADDR/sim/nodes/kubelet?node=node-3&old=true'    one of before Kubernetes 1.18, or back to one of today
 //	curl -X POST 'http://ADDR/sim/churn?n=10'                            ten random changes at once
 //	curl -X POST 'http://ADDR/sim/gateway?url=https://127.0.0.1:6443'    where metrics.k8s.io is answered
 //	curl -X POST 'http://ADDR/sim/model?url=http://127.0.0.1:8082'       where Heapster's service is answered

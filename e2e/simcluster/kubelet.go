@@ -78,10 +78,29 @@ func (c *Cluster) FailFor(node string, mode FailureMode, delay time.Duration) er
 	case FailRefuse, FailUnencrypted, FailOtherIdent:
 		n.conns.reset() // these show when a connection begins
 	case FailNone:
-		n.conns.reset() // a healed kubelet has restarted
+		n.restart(c.now()) // that is how it was healed
 	}
 	c.log.Info("kubelet changes", "node", node, "mode", string(mode))
 	return nil
+}
+
+// SetOldKubelet gives a node a kubelet of before Kubernetes 1.18, which answers POST /stats/container/ as well, or one
+// of today, which does not. Either way it has just started.
+func (c *Cluster) SetOldKubelet(node string, old bool) error {
+	n, err := c.node(node)
+	if err != nil {
+		return fmt.Errorf("exchange a kubelet: %w", err)
+	}
+	n.old.Store(old)
+	n.restart(c.now())
+	c.log.Info("kubelet is exchanged", "node", node, "old", old)
+	return nil
+}
+
+// restart ends the connections of a kubelet and makes it one that began just now.
+func (n *Node) restart(now time.Time) {
+	n.began.Store(max(now.UnixNano(), n.began.Load()+int64(time.Second))) // told in seconds
+	n.conns.reset()
 }
 
 // Failure is the way in which a node fails now; FailNone if it works.
@@ -505,12 +524,24 @@ func kubeletRights(path string) []string {
 	return []string{"proxy"}
 }
 
+// kubeletVerb is what a method is called where a kubelet asks for rights.
+func kubeletVerb(method string) string {
+	if method == http.MethodPost {
+		return "create"
+	}
+	return strings.ToLower(method)
+}
+
 // answer is the kubelet of node n. The user is nil if the token is nobody's.
 func (k *kubelets) answer(w http.ResponseWriter, r *http.Request, n *Node, user *User) {
 	path := r.URL.Path
-	isSummary := path == "/stats/summary" || path == "/stats/summary/"
-	if isSummary {
+	switch strings.TrimSuffix(path, "/") {
+	case "/stats/summary", "/metrics/resource", "/metrics/cadvisor":
 		n.scraped(k.c.now())
+	case "/stats/container":
+		if n.old.Load() { // others are asked for another answer in its place
+			n.scraped(k.c.now())
+		}
 	}
 	f := n.fault.Load()
 	mode := FailNone
@@ -560,7 +591,7 @@ func (k *kubelets) answer(w http.ResponseWriter, r *http.Request, n *Node, user 
 		if other := k.c.nodeAfter(n); other != n {
 			n = other
 		} else {
-			impostor := &Node{index: n.index, name: n.name + "-impostor", id: n.id, uid: n.uid, addr: n.addr, cores: n.cores, memory: n.memory, disk: n.disk, created: n.created}
+			impostor := &Node{index: n.index, name: n.name + "-impostor", id: n.id, uid: uidOf(mix(n.id, 41)), addr: n.addr, cores: n.cores, memory: n.memory, disk: n.disk, created: n.created}
 			impostor.state.Store(n.state.Load())
 			n = impostor
 		}
@@ -574,15 +605,20 @@ func (k *kubelets) answer(w http.ResponseWriter, r *http.Request, n *Node, user 
 	rights := kubeletRights(path)
 	allowed := false
 	for _, sub := range rights {
-		allowed = allowed || user.may(attributes{verb: strings.ToLower(r.Method), resource: "nodes", subresource: sub, name: n.name})
+		allowed = allowed || user.may(attributes{verb: kubeletVerb(r.Method), resource: "nodes", subresource: sub, name: n.name})
 	}
 	if !allowed {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(http.StatusForbidden)
-		fmt.Fprintf(w, "Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=[%s])", user.Name, strings.ToLower(r.Method), strings.Join(rights, " "))
+		fmt.Fprintf(w, "Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=[%s])", user.Name, kubeletVerb(r.Method), strings.Join(rights, " "))
 		return
 	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+	containers := strings.TrimSuffix(path, "/") == "/stats/container"
+	switch {
+	case containers && !n.old.Load():
+		http.NotFound(w, r)
+		return
+	case containers && r.Method != http.MethodPost, !containers && r.Method != http.MethodGet && r.Method != http.MethodHead:
 		http.Error(w, "405: Method Not Allowed", http.StatusMethodNotAllowed)
 		return
 	}
@@ -591,7 +627,16 @@ func (k *kubelets) answer(w http.ResponseWriter, r *http.Request, n *Node, user 
 	now := k.c.now()
 	ct := "application/json"
 	const promText = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores"
+	if strings.HasPrefix(path, "/metrics/") { // as every handler of metrics there says
+		w.Header().Set("Process-Start-Time-Unix", strconv.FormatInt(n.began.Load()/1e9, 10))
+	}
 	switch path {
+	case "/stats/container", "/stats/container/":
+		var err error
+		if *buf, err = n.appendContainerStats(*buf, r.Body, now); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
 	case "/stats/summary", "/stats/summary/":
 		*buf = n.appendSummary(*buf, now, isTrue(r.URL.Query().Get("only_cpu_and_memory")))
 	case "/metrics/resource", "/metrics/resource/":

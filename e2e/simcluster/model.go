@@ -131,6 +131,8 @@ type Node struct {
 	late     atomic.Int64 // longest gap seen between two scrapes, ns
 	lastSeen atomic.Int64
 	conns    connSet
+	old      atomic.Bool  // its kubelet is of before Kubernetes 1.18
+	began    atomic.Int64 // when its kubelet's process started, ns
 	cert     nodeCert
 }
 
@@ -143,7 +145,7 @@ func (n *Node) Addr() netip.Addr { return n.addr }
 // Port is where the node's kubelet speaks TLS, as in status.daemonEndpoints; 0 before Run listens.
 func (n *Node) Port() int { return int(n.port.Load()) }
 
-// Scrapes counts the requests for /stats/summary that were answered, faults included.
+// Scrapes counts the requests for measurements that were answered, faults included.
 func (n *Node) Scrapes() uint64 { return n.scrapes.Load() }
 
 const (

@@ -307,6 +307,7 @@ func (e *nodeEntry) build() object {
 		}
 	}
 	beat := max(at(e.since).UnixNano(), e.n.created)
+	machine, system, boot := e.n.machine()
 	cond := func(t corev1.NodeConditionType, s corev1.ConditionStatus, reason, message string) corev1.NodeCondition {
 		return corev1.NodeCondition{Type: t, Status: s, Reason: reason, Message: message, LastHeartbeatTime: at(beat), LastTransitionTime: at(e.since)}
 	}
@@ -327,7 +328,7 @@ func (e *nodeEntry) build() object {
 			},
 			Addresses:       []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: e.n.addr.String()}, {Type: corev1.NodeHostName, Address: e.n.name}},
 			DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: e.port}},
-			NodeInfo: corev1.NodeSystemInfo{MachineID: hex.EncodeToString([]byte(e.n.uid[:16])), SystemUUID: e.n.uid, BootID: uidOf(mix(e.n.id, 40)),
+			NodeInfo: corev1.NodeSystemInfo{MachineID: machine, SystemUUID: system, BootID: boot,
 				KernelVersion: "6.18.44", OSImage: "Debian GNU/Linux 12 (bookworm)", ContainerRuntimeVersion: "containerd://1.7.24",
 				KubeletVersion: kubeVersion, OperatingSystem: "linux", Architecture: "amd64"},
 		},

@@ -429,17 +429,22 @@ func (r *recording) cgroups(now time.Time) []cgroup {
 		return out, n.Time.UnixNano()
 	}
 	g := cgroup{id: "/", start: s.Node.StartTime.UnixNano(), usage: usageOf(s.Node.CPU, s.Node.Memory)}
-	g.net, g.netAt = net(s.Node.Network)
+	g.net, _ = net(s.Node.Network)
+	if f := s.Node.Fs; f != nil {
+		g.fs = []fsUse{{at: f.Time.UnixNano(), avail: *f.AvailableBytes, capacity: *f.CapacityBytes, used: *f.UsedBytes, inodes: *f.Inodes, inodesFree: *f.InodesFree, inodeUse: *f.InodesUsed}}
+	}
 	out := []cgroup{g}
+	for _, c := range s.Node.SystemContainers {
+		out = append(out, cgroup{id: "/kube" + c.Name, start: c.StartTime.UnixNano(), usage: usageOf(c.CPU, c.Memory)})
+	}
 	for _, p := range s.Pods {
-		path := "/kubepods/pod" + p.PodRef.UID
-		g := cgroup{namespace: p.PodRef.Namespace, pod: p.PodRef.Name, id: path, start: p.StartTime.UnixNano(), usage: usageOf(p.CPU, p.Memory)}
-		if len(p.PodRef.Name) < 6 || p.PodRef.Name[:6] != "agent-" { // that one is on the host's network
-			g.net, g.netAt = net(p.Network)
-		}
+		g := cgroup{namespace: p.PodRef.Namespace, pod: p.PodRef.Name, uid: p.PodRef.UID, id: "/kubepods/pod" + p.PodRef.UID, start: p.StartTime.UnixNano(), usage: usageOf(p.CPU, p.Memory)}
 		out = append(out, g)
+		if ifaces, at := net(p.Network); at != 0 {
+			out = append(out, sandboxOf(&g, "pause-"+p.PodRef.Name, at, g.start, ifaces))
+		}
 		for _, c := range p.Containers {
-			out = append(out, cgroup{namespace: p.PodRef.Namespace, pod: p.PodRef.Name, container: c.Name, id: path + "/" + c.Name, name: c.Name,
+			out = append(out, cgroup{namespace: p.PodRef.Namespace, pod: p.PodRef.Name, uid: p.PodRef.UID, container: c.Name, id: g.id + "/" + c.Name, name: c.Name,
 				image: "localhost/burner:1", start: c.StartTime.UnixNano(), usage: usageOf(c.CPU, c.Memory)})
 		}
 	}
@@ -601,6 +606,7 @@ func (r *recording) nodeObject() (*corev1.Node, error) {
 	}
 	n.ManagedFields, n.ResourceVersion, n.Kind, n.APIVersion = nil, "", "", ""
 	n.Status.DaemonEndpoints.KubeletEndpoint.Port = r.node.port.Load()
+	n.Status.NodeInfo.MachineID, n.Status.NodeInfo.SystemUUID, n.Status.NodeInfo.BootID = r.node.machine()
 	r.node.created = n.CreationTimestamp.UnixNano()
 	return n, nil
 }

@@ -325,6 +325,8 @@ func TestTextRefusesWhatIsNoAnswer(t *testing.T) {
 	for _, form := range []Form{FormCAdvisor, FormResource} {
 		check("nothing", form, "", HalfAnswer)
 		check("garbage", form, "\x00\xff{\"node\":[garbage\xfe}}]\n", BadAnswer, "line 1")
+		check("garbage on one line", form, "\x00\xff{\"node\":[garbage\xfe}}]", BadAnswer, "line 1")
+		check("cut in its first line", form, "# HELP container_cpu", HalfAnswer, "line 1")
 		check("html", form, "<html>\n<body>\n", BadAnswer, "line 1")
 		check("json", form, "{\n}\n", BadAnswer, "line 1")
 		check("other metrics", form, "# HELP x y\ngo_goroutines 5\n", BadAnswer, "no cgroup")

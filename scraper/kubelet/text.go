@@ -110,7 +110,7 @@ func (d *Decoder) exposition(form Form, data []byte, b *proto.Batch, m Machine, 
 	switch {
 	case len(data) == 0:
 		return &Error{Reason: HalfAnswer, Node: b.Node, What: form.decode(), Detail: "it is empty"}
-	case data[len(data)-1] != '\n':
+	case data[len(data)-1] != '\n' && (bad == nil || len(d.cgroups.list) > 0):
 		return &Error{Reason: HalfAnswer, Node: b.Node, What: form.decode(), Detail: fmt.Sprintf("line %d: it breaks off", x.line)}
 	case len(d.cgroups.list) == 0 && d.scrapeError:
 		return &Error{Reason: ServerError, Node: b.Node, What: form.decode(), Detail: "the kubelet says that it could not measure (scrape_error 1)", Advice: "look at the kubelet's log"}

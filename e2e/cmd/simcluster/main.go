@@ -61,6 +61,7 @@ func (o *options) flags() *pflag.FlagSet {
 	fs.IntVar(&c.ContainersPerPod, "containers", c.ContainersPerPod, "containers per pod")
 	fs.IntVar(&c.Namespaces, "namespaces", c.Namespaces, "namespaces of the workload")
 	fs.BoolVar(&c.Recorded, "recorded", c.Recorded, "node-0 replays the recorded answers of a real kubelet")
+	fs.IntVar(&c.OldKubelets, "old-kubelets", c.OldKubelets, "how many nodes, counted from the last, have a kubelet of before Kubernetes 1.18, which answers POST /stats/container/ too")
 	fs.DurationVar(&c.Churn, "churn", c.Churn, "mean time between two random changes of the workload; 0 = none")
 	fs.StringVar(&o.epoch, "epoch", "", "RFC 3339 time up to which the cluster was built (default: yesterday, 00:00 UTC)")
 	fs.StringVar(&c.ListenHTTP, "listen", c.ListenHTTP, "address of the API server over plain http; port 0 = a free one, empty = none")
