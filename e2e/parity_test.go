@@ -75,7 +75,7 @@ func TestOracleBatchIsMatched(t *testing.T) {
 		t.Fatalf("the oracle has %s (%v)", got, lines.Err())
 	}
 
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	dec := proto.NewDecoder()
 	for d, err := range s.conn(t).Replay(ctx, bus.ReplayConfig{Stream: bus.RollupsStream("oracle"), Subjects: bus.RollupFilters("oracle")}) {

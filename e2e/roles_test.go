@@ -1,0 +1,231 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/heapstream/heapstream/aggregator"
+	"github.com/heapstream/heapstream/e2e/simcluster"
+	"github.com/heapstream/heapstream/e2e/simcluster/simtest"
+	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
+	"github.com/heapstream/heapstream/scraper"
+)
+
+// What each role of the scraper may do, and nothing else: a node's scraper reads nodes and its pods, and what the
+// kubelets tell; who owns the owners of pods is the inventory's alone. (RBAC cannot limit a user to the pods of one
+// node: who minds takes them from the kubelet, --pods-from=kubelet.)
+var rolesOfScrapers = []simcluster.User{
+	{Token: "admin", Name: simcluster.AdminName, UID: "u1", Groups: []string{"system:masters", "system:authenticated"}},
+	{Token: "node", Name: "system:serviceaccount:kube-system:heapstream-node", UID: "u2", Groups: []string{"system:authenticated"}, Rules: []simcluster.Rule{
+		{Verbs: []string{"get"}, APIGroups: []string{""}, Resources: []string{"nodes", "nodes/stats"}},
+		{Verbs: []string{"list", "watch"}, APIGroups: []string{""}, Resources: []string{"pods"}},
+	}},
+	{Token: "inventory", Name: "system:serviceaccount:kube-system:heapstream-inventory", UID: "u3", Groups: []string{"system:authenticated"}, Rules: []simcluster.Rule{
+		{Verbs: []string{"get", "list", "watch"}, APIGroups: []string{""}, Resources: []string{"namespaces"}},
+		{Verbs: []string{"list", "watch"}, APIGroups: []string{""}, Resources: []string{"nodes", "pods"}},
+		{Verbs: []string{"list", "watch"}, APIGroups: []string{"apps"}, Resources: []string{"replicasets"}},
+		{Verbs: []string{"list", "watch"}, APIGroups: []string{"batch"}, Resources: []string{"jobs"}},
+		{Verbs: []string{"list", "watch"}, APIGroups: []string{"", "events.k8s.io"}, Resources: []string{"events"}},
+	}},
+}
+
+// listed reads a list from the API server.
+func listed(t *testing.T, c *simcluster.Cluster, path string, into any) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, c.APIServer()+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+c.Token())
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", path, resp.Status, err)
+	}
+}
+
+// controllers are the controllers of a list's objects, by kind/namespace/name.
+func controllers(t *testing.T, c *simcluster.Cluster, path, kind string, into map[string]metav1.OwnerReference) {
+	t.Helper()
+	var list metav1.PartialObjectMetadataList
+	listed(t, c, path, &list)
+	for i := range list.Items {
+		if o := metav1.GetControllerOfNoCopy(&list.Items[i]); o != nil {
+			into[kind+"/"+list.Items[i].Namespace+"/"+list.Items[i].Name] = *o
+		}
+	}
+}
+
+// TestWorkloadsAreKnownThoughNoNodeReadsThem runs a scraper for each node with a node's rights, one for the inventory with its
+// own, and an aggregator, on a cluster with workloads of every kind, and compares the workloads of ROLLUPS with what
+// the API server has.
+func TestWorkloadsAreKnownThoughNoNodeReadsThem(t *testing.T) {
+	cfg := simcluster.DefaultConfig()
+	cfg.Nodes, cfg.PodsPerNode, cfg.Users = 3, 16, rolesOfScrapers
+	cluster := simtest.Start(t, cfg, simcluster.Deps{})
+
+	// What the API server says.
+	owners := map[string]metav1.OwnerReference{}
+	controllers(t, cluster, "/apis/apps/v1/replicasets", "ReplicaSet", owners)
+	controllers(t, cluster, "/apis/batch/v1/jobs", "Job", owners)
+	var pods corev1.PodList
+	listed(t, cluster, "/api/v1/pods", &pods)
+	want, byWorkload, kinds := map[string]proto.Owner{}, map[string]int64{}, map[string]int{}
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		o := proto.Owner{Kind: "Pod", Name: p.Name}
+		if c := metav1.GetControllerOfNoCopy(p); c != nil && c.Kind != "Node" {
+			o = proto.Owner{Kind: c.Kind, Name: c.Name}
+			if above, ok := owners[c.Kind+"/"+p.Namespace+"/"+c.Name]; ok {
+				o = proto.Owner{Kind: above.Kind, Name: above.Name}
+			}
+		}
+		want[p.Namespace+"/"+p.Name] = o
+		byWorkload[p.Namespace+"/"+o.Kind+"/"+o.Name]++
+		kinds[o.Kind]++
+	}
+	if got := slices.Sorted(maps.Keys(kinds)); !slices.Equal(got, []string{"CronJob", "DaemonSet", "Deployment", "Pod", "StatefulSet"}) {
+		t.Fatalf("the simulated cluster has workloads of the kinds %v", got)
+	}
+
+	server := bustest.Start(t)
+	conn := server.Conn(t)
+	bustest.Provision(t, conn, "sim")
+	ctx, cancel := context.WithCancel(context.Background())
+	running := make(chan error)
+	parts := 0
+	run := func(part interface{ Run(context.Context) error }, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		parts++
+		go func() { running <- part.Run(ctx) }()
+	}
+	defer func() { // before the connections go
+		cancel()
+		for range parts {
+			if err := <-running; err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	log := &logbook{}
+	start := func(role scraper.Role, node, user string) {
+		t.Helper()
+		c := scraper.DefaultConfig()
+		c.Role, c.NodeName, c.Cluster, c.Resolution = role, node, "sim", 5*time.Second
+		c.Kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
+		if err := cluster.WriteKubeconfig(c.Kubeconfig, user); err != nil {
+			t.Fatal(err)
+		}
+		s, err := scraper.New(c, scraper.Deps{Bus: server.Conn(t), Log: log.logger(), Registry: prometheus.NewRegistry()})
+		run(s, err)
+	}
+	for _, n := range cluster.Nodes() {
+		start(scraper.RoleNode, n.Name(), rolesOfScrapers[1].Name)
+	}
+	start(scraper.RoleInventory, "", rolesOfScrapers[2].Name)
+	sums := aggregator.DefaultConfig()
+	sums.Clusters = []string{"sim"}
+	a, err := aggregator.New(sums, aggregator.Deps{Bus: server.Conn(t), Log: log.logger(), Registry: prometheus.NewRegistry()})
+	run(a, err)
+
+	follow, stop := context.WithTimeout(ctx, 2*time.Minute)
+	defer stop()
+	dec := proto.NewDecoder()
+
+	// The inventory names the owner of every owner.
+	inventory := bus.ReplayConfig{Stream: bus.SamplesStream("sim"), Subjects: []string{bus.InventoryFilter("sim")}}
+	told := map[string]metav1.OwnerReference{}
+	for d, err := range conn.Replay(follow, inventory) {
+		var v proto.Inventory
+		if err == nil {
+			err = dec.Inventory(d.Data, &v)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.Subject != proto.InventoryOwners {
+			continue
+		}
+		for _, o := range v.Owners {
+			told[o.Object.Kind+"/"+o.Namespace+"/"+o.Object.Name] = metav1.OwnerReference{Kind: o.Owner.Kind, Name: o.Owner.Name}
+		}
+		if len(told) == len(owners) {
+			break
+		}
+	}
+	for key, o := range owners {
+		if told[key].Kind != o.Kind || told[key].Name != o.Name {
+			t.Errorf("the inventory says that %s belongs to %+v, want %s %s", key, told[key], o.Kind, o.Name)
+		}
+	}
+
+	// The rollups carry them.
+	wrong := map[string]string{}
+	for p := range want {
+		wrong[p] = "not there"
+	}
+	counts := maps.Clone(byWorkload)
+	for d, err := range conn.Replay(follow, bus.ReplayConfig{Stream: bus.RollupsStream("sim"), Subjects: bus.RollupFilters("sim")}) {
+		var r proto.Rollup
+		if err == nil {
+			err = dec.Rollup(d.Data, &r)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for row := range r.Entities {
+			e := &r.Entities[row]
+			switch {
+			case e.Kind == proto.KindPod:
+				key := e.Namespace + "/" + e.Name
+				if o, ok := want[key]; !ok {
+					t.Errorf("the API server has no pod %s", key)
+				} else if e.Owner == o {
+					delete(wrong, key)
+				} else {
+					wrong[key] = fmt.Sprintf("belongs to %+v, want %+v", e.Owner, o)
+				}
+			case r.Scope == proto.ScopeNamespace && e.Kind == proto.KindWorkload:
+				key := e.Namespace + "/" + e.Owner.Kind + "/" + e.Owner.Name
+				if v, _ := r.Value(row, proto.PodCount); v.Int64() == byWorkload[key] {
+					delete(counts, key)
+				}
+			}
+		}
+		if len(wrong) == 0 && len(counts) == 0 {
+			break
+		}
+	}
+	if len(wrong) != 0 || len(counts) != 0 {
+		t.Errorf("pods without their workload: %v\nworkloads without all of their pods: %v", wrong, counts)
+	}
+
+	// Nobody asked for more than he may.
+	log.mu.Lock()
+	defer log.mu.Unlock()
+	for _, l := range log.lines {
+		if l.Level == "ERROR" || strings.Contains(l.Err, "forbidden") || strings.Contains(l.Err, "grant our ServiceAccount") {
+			t.Errorf("%s %s: %s", l.Level, l.Msg, l.Err)
+		}
+	}
+}
