@@ -23,6 +23,7 @@ import (
 
 	"github.com/heapstream/heapstream/apigw/auth"
 	"github.com/heapstream/heapstream/apigw/customapi"
+	"github.com/heapstream/heapstream/apigw/historyapi"
 	"github.com/heapstream/heapstream/apigw/labels"
 	"github.com/heapstream/heapstream/apigw/modelapi"
 	"github.com/heapstream/heapstream/apigw/resourceapi"
@@ -50,6 +51,7 @@ type Gateway struct {
 	view     *view.View
 	handler  http.Handler
 	guard    *auth.Guard
+	influx   *historyapi.Influx  // nil where it is not the historical source
 	resource *resourceapi.Server // nil without --api-server
 
 	listening chan struct{} // closed when addr is set
@@ -69,7 +71,11 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 	}
 	g := &Gateway{cfg: cfg, deps: deps, listening: make(chan struct{})}
 	var err error
-	g.view, err = view.New(view.Config{Window: cfg.Window, Clusters: cfg.Clusters, Own: cfg.Cluster},
+	span := cfg.Window
+	if cfg.NoPast {
+		span = 0
+	}
+	g.view, err = view.New(view.Config{Window: span, Clusters: cfg.Clusters, Own: cfg.Cluster},
 		view.Deps{Bus: deps.Bus, Log: deps.Log, Registry: deps.Registry, Now: deps.Now})
 	if err != nil {
 		return nil, err
@@ -77,7 +83,12 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 	if g.guard, err = cfg.ClientCert.Load(); err != nil {
 		return nil, err
 	}
-	model, err := modelapi.New(modelapi.Config{Cluster: cfg.Cluster, DisableExport: cfg.NoExport}, modelapi.Deps{
+	history, err := g.history()
+	if err != nil {
+		return nil, err
+	}
+	model, err := modelapi.New(modelapi.Config{Cluster: cfg.Cluster, DisableExport: cfg.NoExport, NoPast: cfg.NoPast}, modelapi.Deps{
+		History: history, Now: deps.Now,
 		View: g.view, Log: deps.Log, Labels: labels.NewCache(cfg.Labels.Format()), Registry: deps.Registry,
 	})
 	if err != nil {
@@ -101,6 +112,22 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 		deps.Health.Ready("view", g.view.Ready)
 	}
 	return g, nil
+}
+
+// history is the historical API over the source that was chosen, nil for none.
+func (g *Gateway) history() (modelapi.History, error) {
+	switch g.cfg.History {
+	case "":
+		return nil, nil
+	case HistoryWindow:
+		return historyapi.New(historyapi.NewWindow(g.view), g.deps.Log, g.deps.Now), nil
+	}
+	cfg, err := historyapi.ParseInflux(g.cfg.History, g.cfg.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	g.influx = historyapi.NewInflux(cfg)
+	return historyapi.New(g.influx, g.deps.Log, g.deps.Now), nil
 }
 
 // View returns what the gateway serves from.
@@ -153,6 +180,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 	g.addr = listener.Addr()
 	close(g.listening)
 
+	if g.influx != nil {
+		defer g.influx.Close()
+	}
 	parts := daemon.Group{Log: g.deps.Log}
 	parts.Add("view", g.view.Run)
 	parts.Add("heapster api", server.serve)

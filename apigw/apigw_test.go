@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -122,6 +123,71 @@ func TestGatewayServesWhatComesOverTheBus(t *testing.T) {
 		if _, body := get(t, client, "http://"+address+path); !strings.Contains(body, want) {
 			t.Errorf("%s: %.200q lacks %q", path, body, want)
 		}
+	}
+}
+
+func TestGatewayWithoutAPastServesThePresent(t *testing.T) {
+	conn := bustest.Start(t).Conn(t)
+	bustest.Provision(t, conn, "prod")
+	address, _ := serving(t, conn, func(c *Config) { c.NoPast = true })
+	client := newClient(t, nil)
+	last := time.Now().Truncate(time.Minute)
+	for i := range 3 {
+		at := last.Add(time.Duration(i-2) * time.Minute)
+		r := &proto.Rollup{Scope: proto.ScopeNode, Cluster: "prod", Name: "n1", Tick: proto.Tick(at.UnixMilli()), Resolution: time.Minute}
+		r.AddEntity(proto.Entity{Kind: proto.KindNode, Name: "n1", Parent: -1})
+		r.Values.Set(0, proto.MemoryUsage.Field(), int64(1000+i))
+		r.Values.Set(0, proto.MemoryWorkingSet.Field(), 1<<20)
+		r.Values.Set(0, proto.CPUUsage.Delta(), 1e9)
+		r.Values.Set(0, proto.GroupCPU.Span(), 10e9)
+		r.Values.Set(0, proto.GroupCPU.Time(), at.UnixNano())
+		data, err := proto.NewEncoder().Rollup(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Publisher(bus.PublisherConfig{}).Publish(t.Context(), bus.Message{Subject: bus.NodeRollupSubject("prod", "n1"), Data: data, ID: at.String()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base := "http://" + address
+	eventually(t, "the newest value is exported", func() bool {
+		_, body := get(t, client, base+"/api/v1/metric-export")
+		return strings.Contains(body, `"value":1002`)
+	})
+	for path, want := range map[string]string{
+		"/healthz": "200 ok", "/apis/metrics/v1alpha1/nodes/n1": `"cpu": "100m"`, "/apis/metrics.k8s.io/v1beta1/nodes": `"memory": "1Mi"`,
+		"/api/v1/model/nodes": "404 404: Page Not Found: this gateway does not remember", "/api/v1/model/nodes/n1/metrics/memory/usage": "started with --disable_metric_sink",
+		"/api/v1/historical/nodes": "404 404 page not found",
+	} {
+		if status, body := get(t, client, base+path); !strings.Contains(strconv.Itoa(status)+" "+body, want) {
+			t.Errorf("%s: %d %q lacks %q", path, status, body, want)
+		}
+	}
+}
+
+func TestHistoricalSourceIsCheckedAtStart(t *testing.T) {
+	for source, want := range map[string]string{
+		"": "", "window": "", "influxdb": "", "influxdb:http://h:8086?user=a&pw=b": "", "window:": "want window, or influxdb:URL", "opentsdb:http://h": "want window, or influxdb:URL",
+	} {
+		cfg := DefaultConfig()
+		cfg.History = source
+		if err := cfg.Validate(); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: %v, want %q", source, err, want)
+		}
+	}
+}
+
+func TestProfilesAreReadOnly(t *testing.T) {
+	conn := bustest.Start(t).Conn(t)
+	bustest.Provision(t, conn, "prod")
+	address, _ := serving(t, conn, nil)
+	resp, err := newClient(t, nil).Post("http://"+address+"/debug/pprof/heap", "text/plain", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("POST is answered %d", resp.StatusCode)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/heapstream/heapstream/apigw/auth"
+	"github.com/heapstream/heapstream/apigw/historyapi"
 	"github.com/heapstream/heapstream/apigw/resourceapi"
 	"github.com/heapstream/heapstream/apigw/view"
 	"github.com/heapstream/heapstream/proto"
@@ -31,11 +32,18 @@ type Config struct {
 	ClientCert auth.ClientCerts
 	Labels     proto.LabelConfig
 	NoExport   bool // /api/v1/metric-export is always empty
+	NoPast     bool // nothing is remembered but the newest values: the model API is not served
+	// History is what answers the historical API: HistoryWindow, or the InfluxDB that a sink fills, as
+	// influxdb:URL. Empty: it is not served. It may hold a password: never log it.
+	History string
 
 	// The aggregated API server.
 	APIServer bool
 	Resource  resourceapi.Config
 }
+
+// HistoryWindow is the value of History that is the gateway's own window.
+const HistoryWindow = "window"
 
 // DefaultConfig serves the Heapster surface over plain HTTP on port 8082 of all addresses, as Heapster did.
 func DefaultConfig() Config {
@@ -61,6 +69,8 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.ClientCert.AllowedUsers, "allowed_users", c.ClientCert.AllowedUsers, "common `names` of clients that are let in, comma separated; all if empty")
 	c.Labels.Flags(fs)
 	fs.BoolVar(&c.NoExport, "disable_export", c.NoExport, "answer /api/v1/metric-export with an empty list")
+	fs.BoolVar(&c.NoPast, "disable_metric_sink", c.NoPast, "remember nothing but the newest values: the model API and custom metrics over time are not served")
+	fs.StringVar(&c.History, "historical_source", c.History, "serve the historical API from this `source`: window, or influxdb:URL with the options of the sink that fills it")
 	fs.BoolVar(&c.APIServer, "api-server", c.APIServer, "serve the resource metrics API as an aggregated API server, too")
 	c.Resource.Flags(fs)
 }
@@ -85,6 +95,14 @@ func (c *Config) Validate() error {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		complain("--tls_cert and --tls_key need each other")
+	}
+	if c.NoPast && c.History == HistoryWindow {
+		complain("--historical_source=window needs the window, which --disable_metric_sink leaves out: leave out one of them")
+	}
+	if c.History != "" && c.History != HistoryWindow {
+		if _, err := historyapi.ParseInflux(c.History, c.Cluster); err != nil {
+			complain("--historical_source: %w", err)
+		}
 	}
 	errs = append(errs, c.ClientCert.Validate(c.TLSCert != ""), c.Labels.Validate())
 	if c.APIServer {

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/heapstream/heapstream/apigw/answer"
 	"github.com/heapstream/heapstream/apigw/auth"
 )
 
@@ -59,6 +60,10 @@ func metrics(registry *prometheus.Registry) http.Handler {
 
 // servePprof serves one profile as Heapster did; trace is none of them.
 func servePprof(w http.ResponseWriter, r *http.Request, name string) {
+	if r.Method != http.MethodGet {
+		(&answer.Request{W: w, R: r}).Text(http.StatusMethodNotAllowed, answer.TextMethod)
+		return
+	}
 	switch name {
 	case "profile":
 		pprof.Profile(w, r)

@@ -2,7 +2,6 @@ package modelapi
 
 import (
 	"cmp"
-	"net/http"
 	"slices"
 	"strconv"
 	"time"
@@ -31,9 +30,6 @@ func (q *request) export() {
 	switch {
 	case q.api.cfg.DisableExport:
 		q.JSON([]byte("[]\n"))
-		return
-	case q.api.cfg.NoPast:
-		q.Text(http.StatusServiceUnavailable, textNoPast)
 		return
 	case q.c.Newest() == 0:
 		q.JSON([]byte("null\n"))

@@ -22,7 +22,7 @@ import (
 type Config struct {
 	Cluster       string // of the paths without /clusters/<c>
 	DisableExport bool   // the export is always empty
-	NoPast        bool   // the view has no window: what needs one is refused
+	NoPast        bool   // the view remembers the newest values only: there is no model
 }
 
 // Deps is what the gateway hands in.
@@ -77,7 +77,7 @@ const (
 	historyRoot  = "/api/v1/historical"
 	clustersRoot = "/clusters"
 
-	textNoPast = "this gateway does not keep the recent past: it was started with --disable_metric_sink"
+	textNoPast = "404: Page Not Found: this gateway does not remember the recent past, since it was started with --disable_metric_sink"
 )
 
 // ServeHTTP answers one request. Paths that are not this package's get 404 in the words of net/http's mux.

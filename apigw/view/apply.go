@@ -371,5 +371,8 @@ func (c *Cluster) sweep() {
 		all = slices.DeleteFunc(slices.Clone(all), gone)
 		c.namespaces.Store(&all)
 	}
+	if c.noPast { // the newest tick of what is still there
+		now -= keepFor(c.Resolution())
+	}
 	c.past.Trim(time.Unix(0, now))
 }

@@ -15,10 +15,12 @@ import (
 // Cluster is the view of one cluster. All its methods may be called at any time from any goroutine;
 // reading never waits for what comes in, but for the window of the one node asked for.
 type Cluster struct {
-	name  string
-	past  *window.Window
-	clock clock
-	tele  *clusterTelemetry
+	name string
+	past *window.Window
+	// noPast says that past remembers the newest tick only.
+	noPast bool
+	clock  clock
+	tele   *clusterTelemetry
 
 	mu         sync.Mutex // held by Apply and sweep: one writer at a time
 	nodes      atomic.Pointer[[]*nodeSlot]
@@ -33,9 +35,9 @@ type Cluster struct {
 	seq        atomic.Uint64
 }
 
-// newCluster returns an empty view that remembers span of the past.
+// newCluster returns an empty view that remembers span of the past, or where that is 0 the newest tick.
 func newCluster(name string, span time.Duration, now func() time.Time, tele *clusterTelemetry) *Cluster {
-	c := &Cluster{name: name, past: window.New(span), tele: tele}
+	c := &Cluster{name: name, past: window.New(max(span, time.Millisecond)), noPast: span == 0, tele: tele}
 	c.clock.now = now
 	c.nodes.Store(&[]*nodeSlot{})
 	c.pods.Store(&[]*namespacePods{})

@@ -174,3 +174,33 @@ func (c *Cluster) Recent(dst []window.Point, e window.Entity, m *proto.Metric, d
 
 // Span returns how much of the past is remembered.
 func (c *Cluster) Span() time.Duration { return c.past.Span() }
+
+// Identity is what a pod with a UID is called.
+type Identity struct {
+	Namespace, Name string
+	Born            time.Time // when it was started, the zero time where nobody tells
+}
+
+// PodsByUID finds those of the given UIDs that are pods now. It looks at every pod once, however many are asked for.
+func (c *Cluster) PodsByUID(uids []string) map[string]Identity {
+	wanted := make(map[string]bool, len(uids))
+	for _, uid := range uids {
+		wanted[uid] = true
+	}
+	found := make(map[string]Identity, len(wanted))
+	now := c.clock.nowNano()
+	for _, slot := range c.podSlots("") {
+		st := slot.present(now)
+		if st == nil {
+			continue
+		}
+		if e := &st.node.table.Entities[st.row]; wanted[e.UID] {
+			id := Identity{Namespace: e.Namespace, Name: e.Name}
+			if st.birth > 0 {
+				id.Born = time.Unix(0, st.birth).UTC()
+			}
+			found[e.UID] = id
+		}
+	}
+	return found
+}

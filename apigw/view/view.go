@@ -25,7 +25,7 @@ type View struct {
 
 // Config says what a view holds.
 type Config struct {
-	Window   time.Duration // how much of the past; at least MinWindow
+	Window   time.Duration // how much of the past; at least MinWindow, or 0 for the present only
 	Clusters []string      // these; none means every cluster the bus knows of
 	Own      string        // the cluster of the bare paths: it is there from the start, whether the bus knows it or not
 }
@@ -46,8 +46,8 @@ type Deps struct {
 
 // New returns a view that knows the clusters of cfg and nothing of what they measure yet.
 func New(cfg Config, deps Deps) (*View, error) {
-	if cfg.Window < MinWindow {
-		return nil, fmt.Errorf("window of %s: want at least %s", cfg.Window, MinWindow)
+	if cfg.Window < MinWindow && cfg.Window != 0 {
+		return nil, fmt.Errorf("window of %s: want at least %s, or none", cfg.Window, MinWindow)
 	}
 	if deps.Now == nil {
 		deps.Now = time.Now

@@ -17,6 +17,7 @@ import (
 	"github.com/heapstream/heapstream/proto/daemon"
 	"github.com/heapstream/heapstream/scraper"
 	"github.com/heapstream/heapstream/sinks"
+	"github.com/heapstream/heapstream/sinks/sink"
 )
 
 // Config is what an operator may choose: Heapster's command line, where the data lies, and the name of the
@@ -36,18 +37,11 @@ type Config struct {
 	Gateway apigw.Config
 	Sinks   sinks.Config
 
-	unbuilt unbuilt
-	glog    glog
+	glog glog
 }
 
 // DataInMemory is the value of DataDir that keeps nothing on disk.
 const DataInMemory = "memory"
-
-// unbuilt are flags of Heapster whose part is not built yet. They are refused, not ignored.
-type unbuilt struct {
-	disableMetricSink bool
-	historicalSource  string
-}
 
 // glog are the flags of Heapster's logger.
 type glog struct {
@@ -84,10 +78,6 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Scraper.Kubelet.CAFile, "kubelet-ca", c.Scraper.Kubelet.CAFile, "`file` with the authorities of kubelets' certificates (PEM); those of the API server where empty")
 	fs.BoolVar(&c.Scraper.Kubelet.Insecure, "kubelet-insecure", c.Scraper.Kubelet.Insecure, "do not verify kubelets' certificates")
 	c.Bus.Flags(fs)
-
-	u := &c.unbuilt
-	fs.BoolVar(&u.disableMetricSink, "disable_metric_sink", u.disableMetricSink, "not built yet: the gateway always keeps the recent past")
-	fs.StringVar(&u.historicalSource, "historical_source", u.historicalSource, "not built yet: the `sink` that answers the historical API")
 
 	g := &c.glog
 	fs.BoolVar(&g.toStderr, "logtostderr", g.toStderr, "accepted: logs go to standard error")
@@ -130,6 +120,7 @@ func (c *Config) Validate() error {
 	if len(c.Sources) == 1 {
 		errs = append(errs, c.Scraper.Validate())
 	}
+	c.spreadSinks()
 	errs = append(errs, c.Gateway.Validate(), c.Sinks.Validate())
 	if dir, err := c.dataDir(); err != nil {
 		errs = append(errs, err)
@@ -139,18 +130,27 @@ func (c *Config) Validate() error {
 		errs = append(errs, c.Bus.Validate(), c.topology().Validate())
 	}
 
-	if c.unbuilt.disableMetricSink {
-		complain("--disable_metric_sink is not built yet: leave it out; what the gateway remembers is bounded by --window")
-	}
-	if c.unbuilt.historicalSource != "" {
-		complain("--historical_source is not built yet: leave it out; the last %s are served by the model API", c.Gateway.Window)
-	}
 	for _, f := range []struct{ flag, value, none string }{{"vmodule", c.glog.vmodule, ""}, {"log_dir", c.glog.dir, ""}, {"log_backtrace_at", c.glog.at, ":0"}} {
 		if f.value != f.none {
 			complain("--%s has no counterpart here: logs go to standard error, see --log-level", f.flag)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// spreadSinks lets the gateway know what it has to of the sinks: --sink=metric is its memory, whatever
+// --disable_metric_sink says, and the historical source may be named by the key of a sink.
+func (c *Config) spreadSinks() {
+	for _, value := range c.Sinks.Sinks {
+		t, err := sink.ParseTarget(value)
+		switch {
+		case err != nil: // the sinks complain
+		case t.Key == "metric":
+			c.Gateway.NoPast = false
+		case t.Key == c.Gateway.History:
+			c.Gateway.History = value
+		}
+	}
 }
 
 // dataDir is where the bus keeps its store; "" for memory.

@@ -17,6 +17,7 @@ type encoder struct {
 	view       sink.View
 	cluster    string // value of the tag cluster_name
 	withFields bool   // cpu/usage_rate becomes field usage_rate of measurement cpu
+	podIDs     bool   // the UID of pods is a tag, too
 
 	tags      []byte // of the present entity, or of its present device
 	deviceTag []proto.Label
@@ -97,8 +98,12 @@ func (e *encoder) appendTags(dst []byte, labels, device []proto.Label) []byte {
 	}
 	for _, l := range labels {
 		switch l.Key {
-		case proto.LabelNamespaceID, proto.LabelPodID, proto.LabelHostname, proto.LabelHostID:
-			continue // as Heapster: they would multiply series, or repeat another tag
+		case proto.LabelPodID:
+			if !e.podIDs {
+				continue // as Heapster: every pod of a name would be series of its own
+			}
+		case proto.LabelNamespaceID, proto.LabelHostname, proto.LabelHostID:
+			continue // as Heapster: they would repeat another tag
 		}
 		e.merged = insert(e.merged, l)
 	}

@@ -6,6 +6,9 @@
 // One line a sample, names and tags as Heapster wrote them; batches of `batchsize` lines. The database, with a retention policy named "default", is created before the first
 // write and again when InfluxDB says that it is gone; a user that may not create it writes anyway.
 //
+// With `pod_id=true` the UID of pods is a tag, too, so that the historical API can ask by it. It makes series of their
+// own of every pod that is made anew under an old name.
+//
 // Guarantee: exactly once. A line written again overwrites itself, since series and timestamp are the
 // same; so every failure is answered by writing all of the batch again.
 //
@@ -70,7 +73,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		batch: o.BatchSize(10000, 1e6),
 		agent: "heapstream/" + d.Version, log: d.Log,
 	}
-	s.enc = encoder{cluster: common.ClusterName, withFields: o.Bool("withfields", false)}
+	s.enc = encoder{cluster: common.ClusterName, withFields: o.Bool("withfields", false), podIDs: o.Bool("pod_id", false)}
 	s.enc.view = common.View
 	if o.Bool("disable_counter_metrics", false) {
 		s.enc.view.Skip = hasRate

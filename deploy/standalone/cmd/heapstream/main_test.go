@@ -44,9 +44,10 @@ func TestWrongCommandLinesAreRefusedWithTheReason(t *testing.T) {
 	// Heapster takes exactly one source
 	check("no --source is given")
 	check("2 times --source", "--source=kubernetes:", "--source=kubernetes:")
-	// what is not built yet says so
-	check("--historical_source is not built yet", "--source=kubernetes:", "--historical_source=influxdb")
-	check("--disable_metric_sink is not built yet", "--source=kubernetes:", "--disable-metric-sink")
+	// the historical source is the window, an InfluxDB, or the sink that is called by its key
+	check(`historical source "kafka": want window, or influxdb:URL`, "--source=kubernetes:", "--historical_source=kafka", "--sink=kafka:?brokers=h:1")
+	check("--historical_source=window needs the window", "--source=kubernetes:", "--historical_source=window", "--disable-metric-sink")
+	check("`withfields` flag is not true or false", "--source=kubernetes:", "--historical_source=influxdb", "--sink=influxdb:http://h:1?withfields=x")
 	// glog's files have no counterpart
 	check("--log_dir has no counterpart", "--source=kubernetes:", "--log_dir=/var/log")
 	// '-' and '_' are alike, and what is unknown is named with what was probably meant
