@@ -33,6 +33,7 @@ import (
 	"github.com/heapstream/heapstream/proto/bus/bustest"
 	"github.com/heapstream/heapstream/proto/daemon"
 	"github.com/heapstream/heapstream/scraper/kube/kubetest"
+	"github.com/heapstream/heapstream/scraper/kubelet"
 )
 
 // recorded is the answer of a real kubelet, under the name of another node.
@@ -43,6 +44,23 @@ func recorded(t testing.TB, node string) []byte {
 		t.Fatal(err)
 	}
 	return bytes.ReplaceAll(data, []byte(`"nodeName": "node-0"`), strconv.AppendQuote([]byte(`"nodeName": `), node))
+}
+
+// recordedMetrics is what the same kubelet told at a path of metrics; no node is named there.
+func recordedMetrics(t testing.TB, path string) []byte {
+	t.Helper()
+	name := map[string]string{"/metrics/cadvisor": "cadvisor-0.prom.gz", "/metrics/resource": "resource-0.prom"}[path]
+	data, err := os.ReadFile(filepath.Join("kubelet", "testdata", name))
+	if err == nil && strings.HasSuffix(name, ".gz") {
+		var z *gzip.Reader
+		if z, err = gzip.NewReader(bytes.NewReader(data)); err == nil {
+			data, err = io.ReadAll(z)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
 
 // fakeKubelet answers for one node, in the way that mode says.
@@ -58,13 +76,14 @@ type fakeKubelet struct {
 func startKubelet(t testing.TB, node, mode string) *fakeKubelet {
 	t.Helper()
 	k := &fakeKubelet{node: node, mode: mode}
-	whole := recorded(t, node)
+	answers := map[string][]byte{"/stats/summary": recorded(t, node), "/metrics/cadvisor": recordedMetrics(t, "/metrics/cadvisor"), "/metrics/resource": recordedMetrics(t, "/metrics/resource")}
 	k.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		k.mu.Lock()
 		mode := k.mode
 		k.asked++
 		k.mu.Unlock()
-		if r.URL.Path != "/stats/summary" {
+		whole, ok := answers[r.URL.Path]
+		if !ok {
 			http.NotFound(w, r)
 			return
 		}
@@ -446,29 +465,52 @@ func TestOtherClustersNameEndsRun(t *testing.T) {
 
 func TestNodeRoleScrapesItsOwnKubelet(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
-	k := startKubelet(t, "node-0", "ok")
-	r.api.Put("/api/v1/nodes", nodeObject("node-0", k.port()), nodeObject("node-1", 1))
-	r.cfg.Role, r.cfg.NodeName = RoleNode, "node-0"
-	s := r.scraper(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	b := r.batches(t, 1)[0]
-	if b.Node != "node-0" || b.Entities[0].UID != "uid-of-node-0" {
-		t.Errorf("batch of node %q, %+v", b.Node, b.Entities[0])
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	for _, path := range []string{"/api/v1/namespaces", "/apis/apps/v1/replicasets", "/apis/batch/v1/jobs"} {
-		if n := r.api.Asked(path); n != 0 {
-			t.Errorf("the node role asked for %s %d times", path, n)
-		}
-	}
-	if clusters, err := r.conn.Clusters(t.Context()); err != nil || len(clusters) != 0 {
-		t.Errorf("the node role registered %+v (%v)", clusters, err)
+	for _, source := range kubelet.Sources() {
+		t.Run(string(source), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			k := startKubelet(t, "node-0", "ok")
+			r.api.Put("/api/v1/nodes", nodeObject("node-0", k.port()), nodeObject("node-1", 1))
+			r.cfg.Role, r.cfg.NodeName = RoleNode, "node-0"
+			r.cfg.Source = strings.Replace(r.cfg.Source, string(kubelet.SummarySource), string(source), 1)
+			s := r.scraper(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- s.Run(ctx) }()
+			for _, b := range r.batches(t, 2) {
+				if b.Node != "node-0" || b.Entities[0].UID != "uid-of-node-0" || b.Source != string(source) {
+					t.Errorf("batch of node %q from %s, %+v", b.Node, b.Source, b.Entities[0])
+				}
+				if told := b.Entities[0].Flags&proto.FlagSchedulable != 0; told != (source == kubelet.CAdvisorSource) {
+					t.Errorf("whether it can be scheduled to is told: %t", told)
+				}
+				containers := 0
+				for i := range b.Entities {
+					if _, ok := b.Values.Get(i, proto.CPUUsage.Field()); ok && b.Entities[i].Kind == proto.KindContainer {
+						containers++
+					}
+				}
+				if containers != 8 {
+					t.Errorf("%d containers of 8 are measured", containers)
+				}
+			}
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			for _, path := range []string{"/api/v1/namespaces", "/apis/apps/v1/replicasets", "/apis/batch/v1/jobs"} {
+				if n := r.api.Asked(path); n != 0 {
+					t.Errorf("the node role asked for %s %d times", path, n)
+				}
+			}
+			if clusters, err := r.conn.Clusters(t.Context()); err != nil || len(clusters) != 0 {
+				t.Errorf("the node role registered %+v (%v)", clusters, err)
+			}
+			said := len(r.logs.with("/metrics/cadvisor", "node=node-0"))
+			if want := map[bool]int{true: 1, false: 0}[source == kubelet.CAdvisorSource]; said != want {
+				t.Errorf("the fallback is told %d times, want %d: %q", said, want, r.logs.with("/metrics/cadvisor"))
+			}
+		})
 	}
 }
 
