@@ -3,9 +3,11 @@ module github.com/heapstream/heapstream/e2e
 go 1.26.0
 
 require (
+	github.com/heapstream/heapstream/aggregator v0.0.0
 	github.com/heapstream/heapstream/deploy/standalone v0.0.0
 	github.com/heapstream/heapstream/proto v0.0.0
 	github.com/heapstream/heapstream/scraper v0.0.0
+	github.com/klauspost/compress v1.20.3
 	github.com/prometheus/client_golang v1.25.0
 	github.com/spf13/pflag v1.0.10
 	github.com/twmb/franz-go v1.22.2
@@ -59,12 +61,10 @@ require (
 	github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus v1.1.0 // indirect
 	github.com/grpc-ecosystem/go-grpc-middleware/v2 v2.3.3 // indirect
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.29.0 // indirect
-	github.com/heapstream/heapstream/aggregator v0.0.0 // indirect
 	github.com/heapstream/heapstream/apigw v0.0.0 // indirect
 	github.com/heapstream/heapstream/sinks v0.0.0 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/json-iterator/go v1.1.12 // indirect
-	github.com/klauspost/compress v1.20.3 // indirect
 	github.com/kylelemons/godebug v1.1.0 // indirect
 	github.com/minio/highwayhash v1.0.4 // indirect
 	github.com/modern-go/concurrent v0.0.0-20180306012644-bacd9c7ef1dd // indirect
