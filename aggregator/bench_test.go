@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 	"time"
 
@@ -241,4 +242,62 @@ func BenchmarkClose(b *testing.B) {
 		m.Totals(t, r)
 	}
 	b.ReportMetric(1e6*b.Elapsed().Seconds()/float64(b.N)*1000/(nodes*60), "µs/1000containers")
+}
+
+// BenchmarkCluster is one tick of a cluster, all nodes of which are remembered: what a step costs when the
+// state of its node is in no cache any more, and what is held.
+func BenchmarkCluster(b *testing.B) {
+	const nodes, pods, ticks = 300, 30, 6
+	var msgs [ticks][nodes]bus.Delivery
+	enc := proto.NewEncoder()
+	for n := range nodes {
+		batches := nodeBatches(pods)
+		for k := range ticks {
+			batch := batches[k%2]
+			batch.Node = fmt.Sprintf("node-%04d.example.com", n)
+			batch.Entities[0].Name = batch.Node
+			for row := range batch.Entities {
+				if e := &batch.Entities[row]; e.Kind == proto.KindPod {
+					e.Name = fmt.Sprintf("web-7d8f9c-%03d-%05d", n, row)
+					e.UID = fmt.Sprintf("%08x-0000-4000-8000-%012x", n, row)
+				}
+			}
+			at := day.Add(time.Duration(k) * 15 * time.Second)
+			batch.Tick = proto.TickAt(at, 15*time.Second)
+			data, err := enc.Batch(batch)
+			if err != nil {
+				b.Fatal(err)
+			}
+			msgs[k][n] = bus.Delivery{Subject: bus.SamplesSubject(testCluster, batch.Node), Seq: uint64(k*nodes + n + 1), Time: at.Add(time.Second + time.Duration(n)*time.Millisecond), Data: data}
+			shift(batch)
+		}
+	}
+	var m *machine
+	emit := func(output) error { return nil }
+	tick := func(k int) {
+		for n := range nodes {
+			if err := m.step(msgs[k][n], emit); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	var before, after runtime.MemStats
+	b.ReportAllocs()
+	for k := ticks; b.Loop(); k++ {
+		if k == ticks {
+			b.StopTimer()
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			m = newMachine(testCluster, testTelemetry(b), slog.New(slog.DiscardHandler))
+			tick(0)
+			tick(1)
+			runtime.GC()
+			runtime.ReadMemStats(&after)
+			k = 2
+			b.StartTimer()
+		}
+		tick(k)
+	}
+	b.ReportMetric(1e6*b.Elapsed().Seconds()/float64(b.N)*1000/(nodes*2*pods), "µs/1000containers")
+	b.ReportMetric(float64(int64(after.HeapAlloc)-int64(before.HeapAlloc))/1024/nodes, "KiB/node")
 }

@@ -221,7 +221,7 @@ type terms struct {
 func (s *State) find(n *node, t *proto.Table, at *terms) {
 	s.rows, s.restarted = s.rows[:0], s.restarted[:0]
 	starts := t.Values.Column(proto.FieldStart)
-	n.entities.begin()
+	n.entities.begin(len(t.Entities))
 	for i := range t.Entities {
 		e := &t.Entities[i]
 		key := entityKey{kind: e.Kind, parent: -1, name: e.Name}
@@ -238,7 +238,7 @@ func (s *State) find(n *node, t *proto.Table, at *terms) {
 		slot := n.entities.find(key, at.now, at.now-at.memory)
 		again := false
 		if slot >= 0 && starts != nil && starts.Present.Has(i) {
-			state, start := &n.entities.list[slot].state, starts.Values[i]
+			state, start := &n.entities.state[slot], starts.Values[i]
 			again = state.hasStart && state.start != start
 			if again {
 				*state = entity{}
@@ -248,7 +248,7 @@ func (s *State) find(n *node, t *proto.Table, at *terms) {
 		s.rows, s.restarted = append(s.rows, slot), append(s.restarted, again)
 	}
 	s.devices = s.devices[:0]
-	n.devices.begin()
+	n.devices.begin(len(t.Devices))
 	for i := range t.Devices {
 		d := &t.Devices[i]
 		of := s.rows[d.Entity]
@@ -258,7 +258,7 @@ func (s *State) find(n *node, t *proto.Table, at *terms) {
 		}
 		slot := n.devices.find(deviceKey{of, d.Kind, d.Name}, at.now, at.now-at.memory)
 		if slot >= 0 && s.restarted[d.Entity] {
-			n.devices.list[slot].state = device{}
+			n.devices.state[slot] = device{}
 		}
 		s.devices = append(s.devices, slot)
 	}
@@ -387,7 +387,7 @@ func (s *State) group(n *node, table *proto.Table, g proto.Group, t *terms) {
 		if !present.Has(row) || s.rows[row] < 0 {
 			continue
 		}
-		e := &n.entities.list[s.rows[row]].state
+		e := &n.entities.state[s.rows[row]]
 		sample.row, sample.at = row, at[row]
 		if sample.step(&e.groups[g], tally{&e.has, &e.grown, e.value[:], e.delta[:]}, t) == expired {
 			values.Clear(row, g.Time())
@@ -418,7 +418,7 @@ func (s *State) device(n *node, table *proto.Table, t *terms) {
 		if !present.Has(row) || s.devices[row] < 0 {
 			continue
 		}
-		d := &n.devices.list[s.devices[row]].state
+		d := &n.devices.state[s.devices[row]]
 		sample.row, sample.at, sample.counters, sample.cols = row, at[row], nil, nil
 		if k := table.Devices[row].Kind; int(k) < len(cols) {
 			sample.counters, sample.cols = thePlan.device[k], cols[k]

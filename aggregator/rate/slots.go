@@ -3,7 +3,8 @@ package rate
 // slots hold state by key. The rows of one batch are looked up in the order of the batch before, which
 // for sources that sort their answers finds nearly all of them without hashing a key.
 type slots[K comparable, S any] struct {
-	list  []slot[K, S]
+	list  []slot[K]
+	state []S // of each slot; apart, since the garbage collector need not look through what has no pointers
 	free  []int32
 	index map[K]int32
 	order []int32 // slots of the batch at hand, in its order
@@ -12,19 +13,20 @@ type slots[K comparable, S any] struct {
 	round uint32  // of the batch at hand
 }
 
-type slot[K comparable, S any] struct {
+type slot[K comparable] struct {
 	key   K
 	seen  int64  // clock when a batch last had it, ms
 	round uint32 // of that batch
 	place int32  // in the order of that batch
 	used  bool
-	state S
 }
 
-// begin starts a batch.
-func (s *slots[K, S]) begin() {
-	if s.index == nil {
-		s.index = map[K]int32{}
+// begin starts a batch of so many rows.
+func (s *slots[K, S]) begin(rows int) {
+	if s.index == nil && rows > 0 { // as large as it is likely to stay
+		s.index = make(map[K]int32, rows)
+		s.list, s.state = make([]slot[K], 0, rows), make([]S, 0, rows)
+		s.order, s.last = make([]int32, 0, rows), make([]int32, 0, rows)
 	}
 	s.round++
 	s.last, s.order = s.order, s.last[:0]
@@ -52,7 +54,7 @@ func (s *slots[K, S]) find(key K, now, since int64) int32 {
 		return -1
 	}
 	if at.seen < since { // not swept yet, which must not show
-		at.state = *new(S)
+		s.state[i] = *new(S)
 	}
 	at.round, at.place, at.seen = s.round, int32(len(s.order)), now //nolint:gosec // as in add
 	s.order = append(s.order, i)
@@ -65,10 +67,10 @@ func (s *slots[K, S]) add(key K, now int64) int32 {
 		i = s.free[n-1]
 		s.free = s.free[:n-1]
 	} else {
-		s.list = append(s.list, slot[K, S]{})
+		s.list, s.state = append(s.list, slot[K]{}), append(s.state, *new(S))
 		i = int32(len(s.list) - 1) //nolint:gosec // bounded by the rows of a few messages
 	}
-	s.list[i] = slot[K, S]{key: key, used: true, seen: now}
+	s.list[i] = slot[K]{key: key, used: true, seen: now}
 	s.index[key] = i
 	return i
 }
@@ -78,7 +80,7 @@ func (s *slots[K, S]) sweep(since int64) {
 	for i := range s.list {
 		if at := &s.list[i]; at.used && at.seen < since {
 			delete(s.index, at.key)
-			*at = slot[K, S]{}
+			*at, s.state[i] = slot[K]{}, *new(S)
 			s.free = append(s.free, int32(i)) //nolint:gosec // as in add
 		}
 	}
