@@ -11,7 +11,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
-	"go.uber.org/goleak"
 
 	"github.com/heapstream/heapstream/proto"
 	"github.com/heapstream/heapstream/proto/bus"
@@ -19,8 +18,6 @@ import (
 	"github.com/heapstream/heapstream/proto/daemon"
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestConfigurationIsCheckedWhole(t *testing.T) {
 	check := func(change func(*Config), complaints ...string) {

@@ -164,7 +164,7 @@ func (c *Conn) Redrive(ctx context.Context, l DeadLetter) (Ack, error) {
 		return Ack{}, errors.New("re-drive: the letter does not come from DEAD")
 	}
 	m := Message{Subject: l.Subject, Data: l.Data, Header: l.Header, ID: "redrive/" + strconv.FormatUint(l.DeadSeq, 10)}
-	if strings.HasPrefix(l.Reader, sinkLeases) {
+	if strings.HasPrefix(l.Reader, SinkLeases) {
 		m.Subject, m.Stream = AgainSubject(l.Reader), DeadStream
 		m.Header = map[string][]string{
 			deadReason: {headerText(l.Reason)}, deadStream: {l.Stream}, deadSubject: {l.Subject},

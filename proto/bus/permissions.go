@@ -141,7 +141,7 @@ func Permissions(role Role, cluster string) (publish, subscribe []string) {
 		for _, room := range []string{"samples", "inventory", "events"} {
 			allow("hs." + room + "." + c + ".*")
 		}
-		allow("hs.clock."+c, "hs.rollups."+c+".>", "hs.dead.*", "hs.dead.*"+againSuffix, bucketSubject(ClustersBucket, c), bucketSubject(LeasesBucket, sinkLeases+"*"))
+		allow("hs.clock."+c, "hs.rollups."+c+".>", "hs.dead.*", "hs.dead.*"+againSuffix, bucketSubject(ClustersBucket, c), bucketSubject(LeasesBucket, SinkLeases+"*"))
 		request("*", info, get, create, filtered, ask, pull, forget, "CONSUMER.RESET.%s.*", "CONSUMER.PAUSE.%s.*", "CONSUMER.LIST.%s",
 			"STREAM.CREATE.%s", "STREAM.UPDATE.%s", "STREAM.DELETE.%s")
 		request(DeadStream, "STREAM.MSG.DELETE.%s")

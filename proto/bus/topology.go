@@ -244,14 +244,15 @@ func InventoryLease(cluster string) string { return "inventory." + EncodeToken(c
 // EventsLease is held by the scraper that publishes a cluster's events.
 func EventsLease(cluster string) string { return "events." + EncodeToken(cluster) }
 
-const sinkLeases = "sink."
+// SinkLeases is the prefix of the leases of sinks.
+const SinkLeases = "sink."
 
 // SinkLease is held by the one worker of a sink.
-func SinkLease(sink string) string { return sinkLeases + EncodeToken(sink) }
+func SinkLease(sink string) string { return SinkLeases + EncodeToken(sink) }
 
 // SinkOfLease is the sink that a lease, or the reader of a letter, is of; false where it is no sink's.
 func SinkOfLease(key string) (string, bool) {
-	token, ok := strings.CutPrefix(key, sinkLeases)
+	token, ok := strings.CutPrefix(key, SinkLeases)
 	if !ok {
 		return "", false
 	}

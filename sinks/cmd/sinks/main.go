@@ -10,6 +10,7 @@ import (
 	"github.com/heapstream/heapstream/proto/bus"
 	"github.com/heapstream/heapstream/proto/daemon"
 	"github.com/heapstream/heapstream/sinks"
+	"github.com/heapstream/heapstream/sinks/sink"
 )
 
 func main() { daemon.Main(command()) }
@@ -23,8 +24,8 @@ func command() *daemon.Command {
 		Long: "Reads the rollups that the aggregator publishes and writes them to every --sink. Several processes may be\n" +
 			"started alike: each sink is fed by one of them, and another takes over where that one ends. A destination\n" +
 			"that is down is tried again for as long as it takes, and gets what it missed.\n\n" +
-			"An option that holds a secret can be read from a file (pw_file=PATH instead of pw=…), and $NAME in the value\n" +
-			"of --sink is replaced from the environment.",
+			"The subcommands work on a running system, by the bus, wherever the sinks run; they need its role admin.\n\n" +
+			sink.OptionsHelp,
 		Flags:    func(fs *pflag.FlagSet) { cfg.Flags(fs); busCfg.Flags(fs) },
 		Validate: func() error { return errors.Join(cfg.Validate(), busCfg.Validate(), some(cfg)) },
 		Run: func(ctx context.Context, d daemon.Deps) error {
@@ -39,6 +40,7 @@ func command() *daemon.Command {
 			}
 			return s.Run(ctx)
 		},
+		Commands: operations(),
 	}
 }
 
