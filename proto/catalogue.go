@@ -2,6 +2,7 @@ package proto
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -37,6 +38,27 @@ func (id MetricID) Delta() Field { return Field(id) + fieldDelta }
 // (growth, spans, stale marks) are made by the aggregator.
 func (f Field) Sampled() bool {
 	return f < fieldDelta || f >= fieldTime && f < fieldSpan || f == FieldStart || f == FieldBirth
+}
+
+// String says what the column holds, for errors.
+func (f Field) String() string {
+	switch {
+	case f == FieldStart:
+		return "start"
+	case f == FieldBirth:
+		return "birth"
+	case f >= fieldStale && f < FieldStart:
+		return "stale marks of group " + strconv.Itoa(int(f-fieldStale))
+	case f >= fieldSpan && f < fieldStale:
+		return "spans of group " + strconv.Itoa(int(f-fieldSpan))
+	case f >= fieldTime && f < fieldSpan:
+		return "times of group " + strconv.Itoa(int(f-fieldTime))
+	case f < fieldDelta && MetricByID(MetricID(f)) != nil:
+		return MetricByID(MetricID(f)).Name
+	case f >= fieldDelta && f < fieldTime && MetricByID(MetricID(f-fieldDelta)) != nil:
+		return "growth of " + MetricByID(MetricID(f-fieldDelta)).Name
+	}
+	return "field " + strconv.Itoa(int(f))
 }
 
 // Group is a set of values of one entity that the kubelet samples at one moment. Every group of a

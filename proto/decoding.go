@@ -36,7 +36,9 @@ type Decoder struct {
 	strings  []string
 	labels   []Label
 
-	pendingBins int // bins of the block that rows has opened
+	pendingBins int    // bins of the block that rows has opened
+	part        string // of the message that is being read, for errors
+	attribute   string // of the rows that are being read; "": none
 }
 
 // NewDecoder returns a decoder.
@@ -54,7 +56,7 @@ func NewDecoder() *Decoder {
 // Batch decodes into b, whose memory is reused. On error b's contents are undefined.
 func (d *Decoder) Batch(data []byte, b *Batch) error {
 	b.Reset()
-	return d.decode(data, typeBatch, "batch", func(n int) {
+	err := d.decode(data, typeBatch, "batch", func(n int) {
 		d.atLeast(n, 6)
 		b.Cluster, b.Node = d.name(), d.name()
 		b.Tick = Tick(d.int())
@@ -63,12 +65,20 @@ func (d *Decoder) Batch(data []byte, b *Batch) error {
 		b.Dropped = uint32(d.uint(1<<32 - 1)) //nolint:gosec // capped
 		d.skip(n - 6)
 	}, func() { d.table(&b.Table) })
+	if err != nil && b.Node != "" {
+		err = fmt.Errorf("batch of node %q: %w", b.Node, err)
+	}
+	return err
 }
 
 // Rollup decodes into r, whose memory is reused. On error r's contents are undefined.
 func (d *Decoder) Rollup(data []byte, r *Rollup) error {
 	r.Reset()
-	return d.decode(data, typeRollup, "rollup", func(n int) { d.rollupHeader(n, r) }, func() { d.table(&r.Table) })
+	err := d.decode(data, typeRollup, "rollup", func(n int) { d.rollupHeader(n, r) }, func() { d.table(&r.Table) })
+	if err != nil && r.Name != "" {
+		err = fmt.Errorf("rollup of %q: %w", r.Name, err)
+	}
+	return err
 }
 
 // RollupHeader decodes all of a rollup but its table, without decompressing it.
@@ -136,7 +146,11 @@ func (d *Decoder) Clock(data []byte) (cluster string, err error) {
 type malformed struct{ err error }
 
 func (d *Decoder) fail(format string, args ...any) {
-	panic(malformed{fmt.Errorf("%w: "+format, append([]any{ErrMalformed}, args...)...)})
+	part := d.part
+	if d.attribute != "" {
+		part += ", " + d.attribute
+	}
+	panic(malformed{fmt.Errorf("%w: %s: "+format, append([]any{ErrMalformed, part}, args...)...)})
 }
 
 func (d *Decoder) check(err error) {
@@ -159,6 +173,7 @@ func (d *Decoder) decode(data []byte, kind uint64, what string, header func(n in
 		clear(d.interned)
 	}
 	d.reset(data)
+	d.part, d.attribute = "frame", ""
 	n := d.arrayLen(maxColumns)
 	d.atLeast(n, 5)
 	if schema := d.uint(1<<64 - 1); schema != Schema {
@@ -170,7 +185,9 @@ func (d *Decoder) decode(data []byte, kind uint64, what string, header func(n in
 	if k := d.uint(255); k != kind {
 		d.fail("type %d where %d was expected", k, kind)
 	}
+	d.part = "header"
 	header(d.arrayLen(maxColumns))
+	d.part = "body"
 	if body == nil {
 		return nil
 	}
@@ -239,11 +256,13 @@ func (d *Decoder) table(t *Table) {
 	d.atLeast(n, 7)
 	t.Scraped = d.int()
 
+	d.part = "strings"
 	d.strings = append(d.strings[:0], "")
 	for range d.arrayLen(maxStrings) {
 		d.strings = append(d.strings, d.name())
 	}
 
+	d.part = "entities"
 	rows := d.rows(maxEntities, 1+len(entityBins))
 	t.Entities = slices.Grow(t.Entities[:0], rows)[:rows]
 	d.labels = nil // handed out: entities keep slices of it
@@ -255,6 +274,7 @@ func (d *Decoder) table(t *Table) {
 	}
 	d.columns(&t.Values, rows)
 
+	d.part = "devices"
 	rows = d.rows(maxDevices, 1+len(deviceBins))
 	t.Devices = slices.Grow(t.Devices[:0], rows)[:rows]
 	d.attributes(deviceBins, t, rows)
@@ -265,12 +285,13 @@ func (d *Decoder) table(t *Table) {
 		}
 	}
 
+	d.part = "values outside the catalogue"
 	for range d.arrayLen(maxExtras) {
 		m := d.arrayLen(maxColumns)
 		d.atLeast(m, 4)
 		entity := d.int()
 		if entity < 0 || entity >= int64(len(t.Entities)) || len(t.Extras) > 0 && int64(t.Extras[len(t.Extras)-1].Entity) > entity {
-			d.fail("extra value of entity %d", entity)
+			d.fail("one of entity %d of %d", entity, len(t.Entities))
 		}
 		x := Extra{Entity: int32(entity), Name: d.strings[d.uint(uint64(len(d.strings)-1))]} //nolint:gosec // checked
 		flags := d.uint(1<<32 - 1)
@@ -296,11 +317,13 @@ func (d *Decoder) rows(most, elements int) int {
 
 func (d *Decoder) attributes(list []attribute, t *Table, rows int) {
 	for _, a := range list {
+		d.attribute = a.name
 		r := binReader{d: d, b: d.bin()}
 		for row := range rows {
 			a.read(&r, t, row)
 		}
 	}
+	d.attribute = ""
 	d.skip(d.pendingBins - len(list))
 }
 
@@ -317,13 +340,13 @@ func (d *Decoder) columns(c *Columns, rows int) {
 
 func (d *Decoder) column(col *Column, b []byte, rows int) {
 	if len(b) == 0 {
-		d.fail("column %d is empty", col.Field)
+		d.fail("column of %s is empty", col.Field)
 	}
 	head := b[0]
 	b = b[1:]
 	u := head >> headUnitShift & headUnitMask
 	if int(u) >= len(columnUnits) {
-		d.fail("column %d has unit %d", col.Field, u)
+		d.fail("column of %s has unit %d", col.Field, u)
 	}
 	unit := columnUnits[u]
 	words := (rows + 63) / 64
@@ -340,7 +363,7 @@ func (d *Decoder) column(col *Column, b []byte, rows int) {
 	} else {
 		size := (rows + 7) / 8
 		if len(b) < size {
-			d.fail("column %d: bitmap of %d bytes for %d rows", col.Field, len(b), rows)
+			d.fail("column of %s: bitmap of %d bytes for %d rows", col.Field, len(b), rows)
 		}
 		for i, by := range b[:size] {
 			col.Present[i/8] |= uint64(by) << (i % 8 * 8)
@@ -353,7 +376,7 @@ func (d *Decoder) column(col *Column, b []byte, rows int) {
 	if head&headConstant != 0 {
 		v, n := binary.Varint(b)
 		if n <= 0 {
-			d.fail("column %d has no value", col.Field)
+			d.fail("column of %s has no value", col.Field)
 		}
 		for row := range col.Values {
 			col.Values[row] = v * unit
@@ -373,7 +396,7 @@ func (d *Decoder) column(col *Column, b []byte, rows int) {
 		} else {
 			delta, n := binary.Varint(b)
 			if n <= 0 {
-				d.fail("column %d ends at row %d of %d", col.Field, row, rows)
+				d.fail("column of %s ends at row %d of %d", col.Field, row, rows)
 			}
 			b = b[n:]
 			last += delta

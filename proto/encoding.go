@@ -369,12 +369,14 @@ const (
 
 // attribute is one attribute of all rows, written into and read from a bin of its own.
 type attribute struct {
+	name  string // for errors
 	write func(e *Encoder, dst []byte, t *Table, row int) []byte
 	read  func(r *binReader, t *Table, row int)
 }
 
-func text(get func(t *Table, row int) *string) attribute {
+func text(name string, get func(t *Table, row int) *string) attribute {
 	return attribute{
+		name,
 		func(e *Encoder, dst []byte, t *Table, row int) []byte {
 			return binary.AppendUvarint(dst, e.intern(*get(t, row)))
 		},
@@ -385,22 +387,26 @@ func text(get func(t *Table, row int) *string) attribute {
 // entityBins are the attributes of entities in their order on the wire: append only.
 var entityBins = []attribute{
 	{
+		"kind",
 		func(_ *Encoder, dst []byte, t *Table, row int) []byte { return append(dst, byte(t.Entities[row].Kind)) },
 		func(r *binReader, t *Table, row int) { t.Entities[row].Kind = Kind(r.byte()) },
 	},
 	{
+		"phase",
 		func(_ *Encoder, dst []byte, t *Table, row int) []byte {
 			return append(dst, byte(t.Entities[row].Phase))
 		},
 		func(r *binReader, t *Table, row int) { t.Entities[row].Phase = Phase(r.byte()) },
 	},
 	{
+		"flags",
 		func(_ *Encoder, dst []byte, t *Table, row int) []byte {
 			return binary.AppendUvarint(dst, uint64(t.Entities[row].Flags))
 		},
 		func(r *binReader, t *Table, row int) { t.Entities[row].Flags = Flags(r.uvarint(1<<32 - 1)) }, //nolint:gosec // capped
 	},
 	{ // how many rows up the parent is; 0: none
+		"parent",
 		func(_ *Encoder, dst []byte, t *Table, row int) []byte {
 			up := 0
 			if p := int(t.Entities[row].Parent); p >= 0 && p < row {
@@ -415,15 +421,16 @@ var entityBins = []attribute{
 			}
 		},
 	},
-	text(func(t *Table, row int) *string { return &t.Entities[row].Name }),
-	text(func(t *Table, row int) *string { return &t.Entities[row].Namespace }),
-	text(func(t *Table, row int) *string { return &t.Entities[row].UID }),
-	text(func(t *Table, row int) *string { return &t.Entities[row].Image }),
-	text(func(t *Table, row int) *string { return &t.Entities[row].Hostname }),
-	text(func(t *Table, row int) *string { return &t.Entities[row].HostID }),
-	text(func(t *Table, row int) *string { return &t.Entities[row].Owner.Kind }),
-	text(func(t *Table, row int) *string { return &t.Entities[row].Owner.Name }),
+	text("name", func(t *Table, row int) *string { return &t.Entities[row].Name }),
+	text("namespace", func(t *Table, row int) *string { return &t.Entities[row].Namespace }),
+	text("UID", func(t *Table, row int) *string { return &t.Entities[row].UID }),
+	text("image", func(t *Table, row int) *string { return &t.Entities[row].Image }),
+	text("hostname", func(t *Table, row int) *string { return &t.Entities[row].Hostname }),
+	text("host id", func(t *Table, row int) *string { return &t.Entities[row].HostID }),
+	text("owner kind", func(t *Table, row int) *string { return &t.Entities[row].Owner.Kind }),
+	text("owner name", func(t *Table, row int) *string { return &t.Entities[row].Owner.Name }),
 	{
+		"labels",
 		func(e *Encoder, dst []byte, t *Table, row int) []byte {
 			dst = binary.AppendUvarint(dst, uint64(len(t.Entities[row].Labels)))
 			for _, l := range t.Entities[row].Labels {
@@ -439,6 +446,7 @@ var entityBins = []attribute{
 // deviceBins are the attributes of devices in their order on the wire: append only.
 var deviceBins = []attribute{
 	{ // ordered by entity: the difference to the row before
+		"entity",
 		func(_ *Encoder, dst []byte, t *Table, row int) []byte {
 			before := int32(0)
 			if row > 0 {
@@ -455,13 +463,14 @@ var deviceBins = []attribute{
 		},
 	},
 	{
+		"kind",
 		func(_ *Encoder, dst []byte, t *Table, row int) []byte { return append(dst, byte(t.Devices[row].Kind)) },
 		func(r *binReader, t *Table, row int) { t.Devices[row].Kind = DeviceKind(r.byte()) },
 	},
-	text(func(t *Table, row int) *string { return &t.Devices[row].Name }),
-	text(func(t *Table, row int) *string { return &t.Devices[row].Claim }),
-	text(func(t *Table, row int) *string { return &t.Devices[row].Make }),
-	text(func(t *Table, row int) *string { return &t.Devices[row].Model }),
+	text("name", func(t *Table, row int) *string { return &t.Devices[row].Name }),
+	text("claim", func(t *Table, row int) *string { return &t.Devices[row].Claim }),
+	text("make", func(t *Table, row int) *string { return &t.Devices[row].Make }),
+	text("model", func(t *Table, row int) *string { return &t.Devices[row].Model }),
 }
 
 // Head byte of a column: bit 0 says that a bitmap of present rows follows, bits 1-3 name the unit, bit 4

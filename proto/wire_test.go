@@ -256,6 +256,52 @@ func TestDecoderRefusesDamage(t *testing.T) {
 	}
 }
 
+// Errors name the node and what of its message is wrong.
+func TestErrorsNameWhatIsWrong(t *testing.T) {
+	encode := func(spoil func(b *Batch)) []byte {
+		b := testBatch(1, 1, 1)
+		spoil(b)
+		data, err := NewEncoder().Batch(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	whole := encode(func(*Batch) {})
+	last := func(b *Batch) *Entity { return &b.Entities[len(b.Entities)-1] }
+	for _, c := range []struct {
+		data []byte
+		want string
+	}{
+		{[]byte("garbage"), "decode batch: message is malformed: frame: "},
+		{whole[:12], "decode batch: message is malformed: header: "},
+		{whole[:len(whole)-1], "message is malformed: body: "},
+		{encode(func(b *Batch) { b.Resolution = -1 }), "message is malformed: header: duration -1 ns"},
+		{encode(func(b *Batch) { last(b).Parent = -1 }), fmt.Sprintf(" entities: container %q belongs to no pod", last(testBatch(1, 1, 1)).Name)},
+		{encode(func(b *Batch) { b.Devices[0].Entity = -1 }), " devices, entity: row -1 of "},
+		{encode(func(b *Batch) { b.Extras[0].Entity = 99 }), " values outside the catalogue: one of entity 99 of "},
+	} {
+		err := NewDecoder().Batch(c.data, new(Batch))
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v, want it to say %q", err, c.want)
+		}
+		if strings.Contains(c.want, "entit") && !strings.Contains(fmt.Sprint(err), `node "`+testBatch(1, 1, 1).Node+`"`) {
+			t.Errorf("%v does not name the node", err)
+		}
+	}
+	for field, want := range map[Field]string{CPUUsage.Field(): "column of cpu/usage ", CPUUsage.Delta(): "column of growth of cpu/usage ",
+		GroupMemory.Time(): "column of times of group 2 ", FieldStart: "column of start ", 250: "column of field 250 "} {
+		func() {
+			defer func() {
+				if p, ok := recover().(malformed); !ok || !strings.Contains(p.err.Error(), want+"ends at row 1 of 2") {
+					t.Errorf("%v, want it to say %q", p.err, want)
+				}
+			}()
+			NewDecoder().column(&Column{Field: field}, []byte{0, 2}, 2)
+		}()
+	}
+}
+
 func TestBombsAreRefusedBeforeTheyGrow(t *testing.T) {
 	enc := NewEncoder()
 	bomb, err := enc.message(typeBatch, func() {
