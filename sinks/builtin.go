@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/heapstream/heapstream/proto/daemon"
+	"github.com/heapstream/heapstream/sinks/elasticsearch"
 	"github.com/heapstream/heapstream/sinks/graphite"
 	"github.com/heapstream/heapstream/sinks/influxdb"
 	"github.com/heapstream/heapstream/sinks/kafka"
@@ -18,19 +19,20 @@ import (
 
 // kinds are the sinks there are, by key.
 var kinds = map[string]sink.Kind{
-	"graphite": graphite.Kind,
-	"influxdb": influxdb.Kind,
-	"kafka":    kafka.Kind,
-	"log":      log.Kind,
-	"opentsdb": opentsdb.Kind,
-	"statsd":   statsd.Kind,
+	"elasticsearch": elasticsearch.Kind,
+	"graphite":      graphite.Kind,
+	"influxdb":      influxdb.Kind,
+	"kafka":         kafka.Kind,
+	"log":           log.Kind,
+	"opentsdb":      opentsdb.Kind,
+	"statsd":        statsd.Kind,
 	// Heapster's name for its own memory: the gateway is always there, and reads by itself.
 	"metric": {Key: "metric", Title: "Metric Sink"},
 }
 
 // notBuilt are the sinks that Heapster had and that are not built yet.
 var notBuilt = []string{
-	"elasticsearch", "gcm", "hawkular", "honeycomb", "librato", "riemann", "stackdriver", "wavefront",
+	"gcm", "hawkular", "honeycomb", "librato", "riemann", "stackdriver", "wavefront",
 }
 
 // kindOf is the sink of a key, or an error that says which ones there are.

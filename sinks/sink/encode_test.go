@@ -2,6 +2,7 @@ package sink
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"testing"
@@ -57,5 +58,37 @@ func TestJSONIsThatOfTheStandardLibrary(t *testing.T) {
 	}
 	if got := AppendJSONLabels(nil, []proto.Label{{Key: "a", Value: "1"}, {Key: "b"}}); string(got) != `{"a":"1","b":""}` {
 		t.Errorf("labels become %s", got)
+	}
+}
+
+func TestProgressGoesOnWhereItStopped(t *testing.T) {
+	var p Progress
+	batch := []Message{{ID: "a"}, {ID: "b"}}
+	p.Begin(batch, 3)
+	p.Settle(0)
+	p.Refuse(1, Refused{Message: 1, Samples: 2, Reason: "no"})
+	if err := p.End(errors.New("passing")); err == nil || err.Error() != "passing" {
+		t.Fatalf("got %v", err)
+	}
+	p.Begin(batch, 3)
+	if !p.Settled(0) || !p.Settled(1) || p.Settled(2) {
+		t.Fatal("the same batch does not go on")
+	}
+	p.Late(2, 5)
+	var loss *Partial
+	if err := p.End(nil); !errors.As(err, &loss) || len(loss.Refused) != 1 || loss.Late != 5 || loss.Err != nil {
+		t.Fatalf("got %v, want what was lost in both writes", err)
+	}
+	p.Begin(batch, 3)
+	if p.Settled(0) {
+		t.Fatal("a batch that was written whole is not written again")
+	}
+	p.Settle(0)
+	if err := p.End(Permanent(errors.New("never"))); !IsPermanent(err) {
+		t.Fatalf("got %v", err)
+	}
+	p.Begin(batch[:1], 3) // the worker looks for the culprit by halves
+	if p.Settled(0) {
+		t.Fatal("another batch goes on where the first stopped")
 	}
 }
