@@ -13,6 +13,7 @@ import (
 	"github.com/heapstream/heapstream/sinks/kafka"
 	"github.com/heapstream/heapstream/sinks/log"
 	"github.com/heapstream/heapstream/sinks/opentsdb"
+	"github.com/heapstream/heapstream/sinks/riemann"
 	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/statsd"
 )
@@ -25,6 +26,7 @@ var kinds = map[string]sink.Kind{
 	"kafka":         kafka.Kind,
 	"log":           log.Kind,
 	"opentsdb":      opentsdb.Kind,
+	"riemann":       riemann.Kind,
 	"statsd":        statsd.Kind,
 	// Heapster's name for its own memory: the gateway is always there, and reads by itself.
 	"metric": {Key: "metric", Title: "Metric Sink"},
@@ -32,7 +34,7 @@ var kinds = map[string]sink.Kind{
 
 // notBuilt are the sinks that Heapster had and that are not built yet.
 var notBuilt = []string{
-	"gcm", "hawkular", "honeycomb", "librato", "riemann", "stackdriver", "wavefront",
+	"gcm", "hawkular", "honeycomb", "librato", "stackdriver", "wavefront",
 }
 
 // kindOf is the sink of a key, or an error that says which ones there are.

@@ -1,0 +1,130 @@
+package riemann
+
+import (
+	"math"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/sinks/sink"
+)
+
+// Fields of Riemann's messages, from its published riemann.proto.
+const (
+	msgOK     protowire.Number = 2 // bool
+	msgError  protowire.Number = 3 // string
+	msgEvents protowire.Number = 6 // repeated Event
+
+	eventTime       protowire.Number = 1  // int64, Unix seconds
+	eventState      protowire.Number = 2  // string
+	eventService    protowire.Number = 3  // string
+	eventHost       protowire.Number = 4  // string
+	eventTags       protowire.Number = 7  // repeated string
+	eventTTL        protowire.Number = 8  // float, seconds
+	eventAttributes protowire.Number = 9  // repeated Attribute
+	eventInteger    protowire.Number = 13 // metric_sint64
+	eventDouble     protowire.Number = 14 // metric_d
+
+	attributeKey   protowire.Number = 1 // string
+	attributeValue protowire.Number = 2 // string
+)
+
+// encoder writes rollups as events of Riemann, each as it stands in a Msg: with its tag and length. Memory grows to
+// that of the largest batch and is reused.
+type encoder struct {
+	view    sink.View
+	cluster []proto.Label // attribute cluster_name, where the operator gave one: Heapster had none here
+	host    string        // of entities without one: this process's
+	state   string
+	tags    []string
+	ttl     float32
+
+	text     []byte
+	ends     []int // of each event
+	messages []int // index in the batch, of each event
+	rest     []byte
+	event    []byte
+	device   []proto.Label
+	merged   []proto.Label
+}
+
+func (e *encoder) reset() {
+	e.text, e.ends, e.messages = e.text[:0], e.ends[:0], e.messages[:0]
+}
+
+// events are the events [from, to): a Msg of them.
+func (e *encoder) events(from, to int) []byte {
+	begin := 0
+	if from > 0 {
+		begin = e.ends[from-1]
+	}
+	return e.text[begin:e.ends[to-1]]
+}
+
+// encode appends the events of one rollup, which is message i of its batch.
+func (e *encoder) encode(r *proto.Rollup, i int) {
+	at := uint64(r.Tick.Time().Unix()) //nolint:gosec // two's complement is what int64 is on the wire
+	for entity := range e.view.Entities(r) {
+		host := e.host
+		for _, l := range entity.Labels {
+			if l.Key == proto.LabelHostname && l.Value != "" {
+				host = l.Value
+			}
+		}
+		e.setRest(host, entity.Labels, nil)
+		var device *proto.Device
+		for s := range entity.Samples {
+			if s.Device != device {
+				device = s.Device
+				e.device = e.device[:0]
+				if device != nil {
+					e.device = e.view.AppendDeviceLabels(e.device, device)
+				}
+				e.setRest(host, entity.Labels, e.device)
+			}
+			b := protowire.AppendTag(e.event[:0], eventTime, protowire.VarintType)
+			b = protowire.AppendVarint(b, at)
+			if e.state != "" {
+				b = appendString(b, eventState, e.state)
+			}
+			b = appendString(b, eventService, s.Name)
+			b = append(b, e.rest...)
+			if s.Value.IsFloat() {
+				b = protowire.AppendTag(b, eventDouble, protowire.Fixed64Type)
+				b = protowire.AppendFixed64(b, math.Float64bits(s.Value.Float64()))
+			} else {
+				b = protowire.AppendTag(b, eventInteger, protowire.VarintType)
+				b = protowire.AppendVarint(b, protowire.EncodeZigZag(s.Value.Int64()))
+			}
+			e.event = b
+			e.text = protowire.AppendTag(e.text, msgEvents, protowire.BytesType)
+			e.text = protowire.AppendBytes(e.text, b)
+			e.ends = append(e.ends, len(e.text))
+			e.messages = append(e.messages, i)
+		}
+	}
+}
+
+// setRest encodes what all events of an entity, or of one of its devices, have in common.
+func (e *encoder) setRest(host string, labels, device []proto.Label) {
+	b := appendString(e.rest[:0], eventHost, host)
+	for _, t := range e.tags {
+		b = appendString(b, eventTags, t)
+	}
+	b = protowire.AppendTag(b, eventTTL, protowire.Fixed32Type)
+	b = protowire.AppendFixed32(b, math.Float32bits(e.ttl))
+	e.merged = sink.MergeLabels(e.merged[:0], e.cluster, device, labels)
+	for _, l := range e.merged {
+		size := protowire.SizeTag(attributeKey) + protowire.SizeBytes(len(l.Key)) + protowire.SizeTag(attributeValue) + protowire.SizeBytes(len(l.Value))
+		b = protowire.AppendTag(b, eventAttributes, protowire.BytesType)
+		b = protowire.AppendVarint(b, uint64(size)) //nolint:gosec // not negative
+		b = appendString(b, attributeKey, l.Key)
+		b = appendString(b, attributeValue, l.Value)
+	}
+	e.rest = b
+}
+
+func appendString(dst []byte, field protowire.Number, s string) []byte {
+	dst = protowire.AppendTag(dst, field, protowire.BytesType)
+	return protowire.AppendString(dst, s)
+}
