@@ -36,7 +36,16 @@ type feeder struct {
 	failing time.Time // since when any does; zero while none does
 	said    time.Time // when that was logged last
 
+	warned map[string]*warning // by text; under mu
+
 	paused time.Time // until when, as logged last; of the goroutine that looks at the lag
+	behind bool      // as logged last; likewise
+}
+
+// warning is one that may come with every message.
+type warning struct {
+	said   time.Time
+	unsaid int // since then
 }
 
 // lane is one of the sinks that a batch is parted among, as many as the option concurrency says. What is of
@@ -174,7 +183,7 @@ func (f *feeder) handle(ctx context.Context, batch []bus.Delivery) error {
 		r := f.rollups[i]
 		if err := f.dec.Rollup(d.Data, r); err != nil {
 			f.tel.undecodable.Inc()
-			f.log.Warn("rollup cannot be decoded", "subject", d.Subject, "seq", d.Seq, "err", err)
+			f.warn("rollup cannot be decoded", "subject", d.Subject, "seq", d.Seq, "err", err)
 			if err := f.dead(ctx, d, "decode rollup: "+err.Error(), nil); err != nil {
 				return err
 			}
@@ -254,7 +263,7 @@ func (l *lane) write(ctx context.Context, in []bus.Delivery, messages []sink.Mes
 				return l.write(ctx, in[half:], messages[half:])
 			}
 			reason := l.secrets.Hide(err.Error())
-			l.log.Warn("rollup is refused for good", "seq", in[0].Seq, "subject", in[0].Subject, "err", reason)
+			l.warn("rollup is refused for good", "seq", in[0].Seq, "subject", in[0].Subject, "err", reason)
 			l.tel.refusedRollups.Inc()
 			return l.dead(ctx, in[0], reason, nil)
 		case ctx.Err() != nil:
@@ -333,7 +342,7 @@ func (f *feeder) settle(ctx context.Context, in []bus.Delivery, refused []sink.R
 			continue
 		}
 		f.tel.refusedSamples.Add(float64(samples))
-		f.log.Warn("samples are refused for good, the rest is written", "seq", in[i].Seq, "subject", in[i].Subject, "samples", samples, "err", reason)
+		f.warn("samples are refused for good, the rest is written", "seq", in[i].Seq, "subject", in[i].Subject, "samples", samples, "err", reason)
 		f.tel.written.Inc()
 		if err := f.dead(ctx, in[i], fmt.Sprintf("%d samples refused: %s", samples, reason), parts); err != nil {
 			return err
@@ -371,6 +380,31 @@ func (f *feeder) dead(ctx context.Context, d bus.Delivery, reason string, parts 
 
 // repeat is how often a failure that lasts is logged again.
 const repeat = 5 * time.Minute
+
+// warn logs what may come with every message: at once, and from then on now and then with how often it came
+// meanwhile.
+func (f *feeder) warn(text string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := f.warned[text]
+	if w == nil {
+		w = &warning{}
+		if f.warned == nil {
+			f.warned = map[string]*warning{}
+		}
+		f.warned[text] = w
+	}
+	now := time.Now()
+	if now.Sub(w.said) < repeat {
+		w.unsaid++
+		return
+	}
+	if w.unsaid > 0 {
+		args = append(args, "more", w.unsaid)
+	}
+	w.said, w.unsaid = now, 0
+	f.log.Warn(text, args...)
+}
 
 // failed notes that a Write failed, and says so when it begins and now and then.
 func (l *lane) failed(err error, n int) {
@@ -446,5 +480,17 @@ func (f *feeder) look(ctx context.Context) error {
 		}
 	}
 	f.tel.pause(!lag.Paused.IsZero())
+	switch {
+	case !f.behind && lag.Oldest >= farBehind:
+		f.behind = true
+		f.log.Warn("sink is behind", "oldest", lag.Oldest.Round(time.Second), "pending", lag.Pending, "stream", f.stream)
+	case f.behind && lag.Oldest < farBehind/4:
+		f.behind = false
+		f.log.Info("sink has caught up", "oldest", lag.Oldest.Round(time.Millisecond))
+	}
 	return nil
 }
+
+// farBehind is how old the oldest message not written is when a sink is said to be behind: a tenth of the least
+// that ROLLUPS holds.
+const farBehind = bus.MinRollupsAge / 10

@@ -6,7 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -71,6 +75,25 @@ type fixture struct {
 	tel  *Telemetry
 
 	padding int // bytes that a rollup has beside what it says
+	log     recorder
+}
+
+// recorder is a log that can be read while it is written.
+type recorder struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (r *recorder) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.b.Write(p)
+}
+
+func (r *recorder) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.b.String()
 }
 
 func newFixture(t *testing.T, clusters ...string) *fixture {
@@ -108,9 +131,18 @@ func (f *fixture) publish(cluster string, from, to int) (ids []string) {
 
 func (f *fixture) run(s *memory, clusters ...string) (stop func()) {
 	f.t.Helper()
-	w, err := New(Config{Name: "m.1", Kind: s.kind(), Target: sink.Target{Key: "memory"}, Clusters: clusters, Owner: "test",
+	return f.runKind(s.kind(), "memory", clusters...)
+}
+
+func (f *fixture) runKind(kind sink.Kind, target string, clusters ...string) (stop func()) {
+	f.t.Helper()
+	parsed, err := sink.ParseTarget(target)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	w, err := New(Config{Name: "m.1", Kind: kind, Target: parsed, Clusters: clusters, Owner: "test",
 		Retry: Retry{First: time.Millisecond, Most: 10 * time.Millisecond}, Check: 10 * time.Millisecond, Batch: 8},
-		Deps{Bus: f.conn, Log: slog.New(slog.DiscardHandler), Telemetry: f.tel})
+		Deps{Bus: f.conn, Log: slog.New(slog.NewTextHandler(&f.log, nil)), Telemetry: f.tel})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -134,6 +166,21 @@ func (f *fixture) until(what string, fact func() bool) {
 			f.t.Fatalf("%s: not within 2 min", what)
 		}
 	}
+}
+
+// lag is how many messages wait, as seen last; -1 where nobody has looked.
+func (f *fixture) lag() int {
+	ch := make(chan prometheus.Metric, 100)
+	f.tel.pending.Collect(ch)
+	close(ch)
+	lag := -1
+	for m := range ch {
+		var d dto.Metric
+		if m.Write(&d) == nil && d.GetLabel()[0].GetValue() != "" { // of a cluster, not of letters driven again
+			lag = max(lag, 0) + int(d.GetGauge().GetValue())
+		}
+	}
+	return lag
 }
 
 // count is the sum of a counter over everything it tells apart.
@@ -313,5 +360,135 @@ func TestRetryGrowsWithJitter(t *testing.T) {
 	}
 	if d := r.Delay(0, time.Minute); d != time.Minute {
 		t.Fatalf("waits %s though asked for a minute", d)
+	}
+}
+
+// TestConcurrencyKeepsTheOrderOfEverySeries writes 8 nodes by 4 sinks at once, each of which fails now and then.
+func TestConcurrencyKeepsTheOrderOfEverySeries(t *testing.T) {
+	f := newFixture(t, "c")
+	const nodes, ticks = 8, 40
+	pub, enc := f.conn.Publisher(bus.PublisherConfig{}), proto.NewEncoder()
+	for n := range ticks {
+		for node := range nodes {
+			r := &proto.Rollup{Scope: proto.ScopeNode, Cluster: "c", Name: "node-" + strconv.Itoa(node), Tick: proto.Tick(n+1) * 1000, Resolution: time.Second}
+			r.AddEntity(proto.Entity{Kind: proto.KindNode, Parent: -1, Name: r.Name})
+			data, err := enc.Rollup(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := pub.Publish(t.Context(), bus.Message{Subject: bus.NodeRollupSubject("c", r.Name), ID: MessageID(r), Data: data}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var mu sync.Mutex
+	var sinks []*memory
+	by := map[string]*memory{} // node
+	last := map[string]string{}
+	written := 0
+	kind := sink.Kind{Key: "memory", New: func(sink.Target, sink.Deps) (sink.Sink, error) {
+		m := &memory{}
+		n := 0
+		m.fail = func(ids []string) error {
+			if n++; n%3 == 0 {
+				return errors.New("not now")
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, id := range ids {
+				parts := strings.Split(id, "/")
+				node, tick := parts[2], fmt.Sprintf("%08s", parts[3])
+				if by[node] == nil {
+					by[node] = m
+				}
+				if by[node] != m || tick <= last[node] {
+					t.Errorf("%s comes after %s, or by another sink", id, last[node])
+				}
+				last[node] = tick
+				written++
+			}
+			return nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		sinks = append(sinks, m)
+		return m, nil
+	}}
+	stop := f.runKind(kind, "memory:?concurrency=4", "c")
+	f.until("all are written", func() bool { mu.Lock(); defer mu.Unlock(); return written == nodes*ticks })
+	f.until("all are counted", func() bool { return count(f.tel.written) == nodes*ticks })
+	stop()
+	used := map[*memory]bool{}
+	for _, m := range by {
+		used[m] = true
+	}
+	if len(sinks) != 5 || len(used) < 2 { // and the one that New tried
+		t.Fatalf("%d sinks were made and %d wrote, want 5 and several", len(sinks), len(used))
+	}
+}
+
+// TestRetryAfterIsObeyed: at least that long, whatever the policy says.
+func TestRetryAfterIsObeyed(t *testing.T) {
+	f := newFixture(t, "c")
+	want := f.publish("c", 1, 2)
+	const wait = 300 * time.Millisecond // the policy waits 10 ms at most
+	var at []time.Time
+	f.sink.fail = func([]string) error {
+		if at = append(at, time.Now()); len(at) < 3 {
+			return sink.RetryAfter(wait, errors.New("too many requests"))
+		}
+		return nil
+	}
+	f.run(f.sink, "c")
+	f.until("it is written", func() bool { return slices.Equal(f.sink.ids(), want) })
+	for i := 1; i < len(at); i++ {
+		if d := at[i].Sub(at[i-1]); d < wait {
+			t.Errorf("asked again after %s, want %s at least", d, wait)
+		}
+	}
+}
+
+// TestSecretsAreNotRepeated: a destination that repeats the password puts it neither into the log nor into DEAD.
+func TestSecretsAreNotRepeated(t *testing.T) {
+	f := newFixture(t, "c")
+	f.publish("c", 1, 4)
+	n := 0
+	f.sink.fail = func([]string) error {
+		switch n++; n {
+		case 1:
+			return errors.New("user root with password hunter2 is unknown")
+		case 2:
+			return &sink.Partial{Refused: []sink.Refused{{Samples: 1, Reason: "bad line for hunter2"}}}
+		}
+		return sink.Permanent(errors.New("token sesame%26open and sesame&open are refused"))
+	}
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("sesame&open\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.publish("c", 4, 8)
+	f.runKind(f.sink.kind(), "memory:?pw=hunter2&token_file="+file, "c")
+	f.until("all is in DEAD or written", func() bool { return f.lag() == 0 && count(f.tel.dead) > 0 })
+	said := f.log.String()
+	for l, err := range f.conn.Letters(t.Context(), bus.SinkLease("m.1")) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		said += l.Reason
+	}
+	if strings.Contains(said, "hunter2") || strings.Contains(said, "sesame") || strings.Count(said, "xxxxx") < 3 {
+		t.Fatalf("said\n%s", said)
+	}
+}
+
+// TestWhatComesWithEveryMessageIsLoggedOnce, though it is counted each time.
+func TestWhatComesWithEveryMessageIsLoggedOnce(t *testing.T) {
+	f := newFixture(t, "c")
+	f.publish("c", 1, 50)
+	f.sink.fail = func([]string) error { return sink.Permanent(errors.New("never")) }
+	f.run(f.sink, "c")
+	f.until("all is in DEAD", func() bool { return count(f.tel.dead) == 49 })
+	if n := strings.Count(f.log.String(), "rollup is refused for good"); n != 1 || count(f.tel.refusedRollups) != 49 {
+		t.Fatalf("logged %d times and counted %v", n, count(f.tel.refusedRollups))
 	}
 }
