@@ -73,13 +73,53 @@ func controllers(t *testing.T, c *simcluster.Cluster, path, kind string, into ma
 	}
 }
 
-// TestWorkloadsAreKnownThoughNoNodeReadsThem runs a scraper for each node with a node's rights, one for the inventory with its
-// own, and an aggregator, on a cluster with workloads of every kind, and compares the workloads of ROLLUPS with what
-// the API server has.
-func TestWorkloadsAreKnownThoughNoNodeReadsThem(t *testing.T) {
+// enriched is what the API server says of a pod, as far as it is in rollups.
+type enriched struct {
+	owner                       proto.Owner
+	uid                         string
+	cpu, memory, limit, restart int64
+	hostNetwork                 bool
+}
+
+// enrichedOf is that of a pod as the API server has it: sums of its containers and native sidecars.
+func enrichedOf(p *corev1.Pod, owners map[string]metav1.OwnerReference) enriched {
+	e := enriched{owner: proto.Owner{Kind: "Pod", Name: p.Name}, uid: string(p.UID), hostNetwork: p.Spec.HostNetwork}
+	if c := metav1.GetControllerOfNoCopy(p); c != nil && c.Kind != "Node" {
+		e.owner = proto.Owner{Kind: c.Kind, Name: c.Name}
+		if above, ok := owners[c.Kind+"/"+p.Namespace+"/"+c.Name]; ok {
+			e.owner = proto.Owner{Kind: above.Kind, Name: above.Name}
+		}
+	}
+	lasting := map[string]bool{}
+	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+		if slices.ContainsFunc(p.Spec.InitContainers, func(i corev1.Container) bool { return i.Name == c.Name }) && c.RestartPolicy == nil {
+			continue
+		}
+		lasting[c.Name] = true
+		e.cpu += c.Resources.Requests.Cpu().MilliValue()
+		e.memory += c.Resources.Requests.Memory().Value()
+		e.limit += c.Resources.Limits.Memory().Value()
+	}
+	for _, s := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
+		if lasting[s.Name] {
+			e.restart += int64(s.RestartCount)
+		}
+	}
+	return e
+}
+
+// TestRolesTogetherKnowEveryPod runs a scraper for each node with a node's rights, one for the inventory with its
+// own, and an aggregator, on a cluster with workloads of every kind, a static pod, host networks, init containers, native
+// sidecars and a node that is not ready, and compares every pod of ROLLUPS, and the workloads, with what the API
+// server has.
+func TestRolesTogetherKnowEveryPod(t *testing.T) {
 	cfg := simcluster.DefaultConfig()
 	cfg.Nodes, cfg.PodsPerNode, cfg.Users = 3, 16, rolesOfScrapers
 	cluster := simtest.Start(t, cfg, simcluster.Deps{})
+
+	if err := cluster.SetNodeReady(cluster.Nodes()[1].Name(), false); err != nil {
+		t.Fatal(err)
+	}
 
 	// What the API server says.
 	owners := map[string]metav1.OwnerReference{}
@@ -87,19 +127,29 @@ func TestWorkloadsAreKnownThoughNoNodeReadsThem(t *testing.T) {
 	controllers(t, cluster, "/apis/batch/v1/jobs", "Job", owners)
 	var pods corev1.PodList
 	listed(t, cluster, "/api/v1/pods", &pods)
-	want, byWorkload, kinds := map[string]proto.Owner{}, map[string]int64{}, map[string]int{}
+	want, byWorkload, kinds, special := map[string]enriched{}, map[string]int64{}, map[string]int{}, map[string]int{}
 	for i := range pods.Items {
 		p := &pods.Items[i]
-		o := proto.Owner{Kind: "Pod", Name: p.Name}
-		if c := metav1.GetControllerOfNoCopy(p); c != nil && c.Kind != "Node" {
-			o = proto.Owner{Kind: c.Kind, Name: c.Name}
-			if above, ok := owners[c.Kind+"/"+p.Namespace+"/"+c.Name]; ok {
-				o = proto.Owner{Kind: above.Kind, Name: above.Name}
+		e := enrichedOf(p, owners)
+		want[p.Namespace+"/"+p.Name] = e
+		byWorkload[p.Namespace+"/"+e.owner.Kind+"/"+e.owner.Name]++
+		kinds[e.owner.Kind]++
+		if p.Annotations[corev1.MirrorPodAnnotationKey] != "" {
+			special["static"]++
+		}
+		if p.Spec.HostNetwork {
+			special["host network"]++
+		}
+		for _, c := range p.Spec.InitContainers {
+			if c.RestartPolicy != nil {
+				special["sidecar"]++
+			} else {
+				special["init"]++
 			}
 		}
-		want[p.Namespace+"/"+p.Name] = o
-		byWorkload[p.Namespace+"/"+o.Kind+"/"+o.Name]++
-		kinds[o.Kind]++
+	}
+	if len(special) != 4 {
+		t.Fatalf("the simulated cluster has of special pods %v", special)
 	}
 	if got := slices.Sorted(maps.Keys(kinds)); !slices.Equal(got, []string{"CronJob", "DaemonSet", "Deployment", "Pod", "StatefulSet"}) {
 		t.Fatalf("the simulated cluster has workloads of the kinds %v", got)
@@ -198,12 +248,17 @@ func TestWorkloadsAreKnownThoughNoNodeReadsThem(t *testing.T) {
 			switch {
 			case e.Kind == proto.KindPod:
 				key := e.Namespace + "/" + e.Name
-				if o, ok := want[key]; !ok {
+				got := enriched{owner: e.Owner, uid: e.UID, hostNetwork: e.Flags&proto.FlagHostNetwork != 0}
+				for id, to := range map[proto.MetricID]*int64{proto.CPURequest: &got.cpu, proto.MemoryRequest: &got.memory, proto.MemoryLimit: &got.limit, proto.RestartCount: &got.restart} {
+					v, _ := r.Value(row, id)
+					*to = v.Int64()
+				}
+				if w, ok := want[key]; !ok {
 					t.Errorf("the API server has no pod %s", key)
-				} else if e.Owner == o {
+				} else if got == w {
 					delete(wrong, key)
-				} else {
-					wrong[key] = fmt.Sprintf("belongs to %+v, want %+v", e.Owner, o)
+				} else if wrong[key] != "" {
+					wrong[key] = fmt.Sprintf("%+v, want %+v", got, w)
 				}
 			case r.Scope == proto.ScopeNamespace && e.Kind == proto.KindWorkload:
 				key := e.Namespace + "/" + e.Owner.Kind + "/" + e.Owner.Name
@@ -217,7 +272,7 @@ func TestWorkloadsAreKnownThoughNoNodeReadsThem(t *testing.T) {
 		}
 	}
 	if len(wrong) != 0 || len(counts) != 0 {
-		t.Errorf("pods without their workload: %v\nworkloads without all of their pods: %v", wrong, counts)
+		t.Errorf("pods that are not as the API server has them: %v\nworkloads without all of their pods: %v", wrong, counts)
 	}
 
 	// Nobody asked for more than he may.
