@@ -14,15 +14,19 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/heapstream/heapstream/aggregator"
+	"github.com/heapstream/heapstream/aggregator/rate"
+	"github.com/heapstream/heapstream/aggregator/rollup"
 	"github.com/heapstream/heapstream/e2e/simcluster"
 	"github.com/heapstream/heapstream/e2e/simcluster/simtest"
 	"github.com/heapstream/heapstream/proto"
 	"github.com/heapstream/heapstream/proto/bus"
 	"github.com/heapstream/heapstream/proto/bus/bustest"
 	"github.com/heapstream/heapstream/scraper"
+	"github.com/heapstream/heapstream/scraper/node"
 )
 
 // What each role of the scraper may do, and nothing else: a node's scraper reads nodes and its pods, and what the
@@ -178,10 +182,10 @@ func TestRolesTogetherKnowEveryPod(t *testing.T) {
 		}
 	}()
 	log := &logbook{}
-	start := func(role scraper.Role, node, user string) {
+	start := func(role scraper.Role, name, user string) {
 		t.Helper()
 		c := scraper.DefaultConfig()
-		c.Role, c.NodeName, c.Cluster, c.Resolution = role, node, "sim", 5*time.Second
+		c.Role, c.NodeName, c.Cluster, c.Resolution = role, name, "sim", 5*time.Second
 		c.Kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
 		if err := cluster.WriteKubeconfig(c.Kubeconfig, user); err != nil {
 			t.Fatal(err)
@@ -282,5 +286,66 @@ func TestRolesTogetherKnowEveryPod(t *testing.T) {
 		if l.Level == "ERROR" || strings.Contains(l.Err, "forbidden") || strings.Contains(l.Err, "grant our ServiceAccount") {
 			t.Errorf("%s %s: %s", l.Level, l.Msg, l.Err)
 		}
+	}
+}
+
+// TestWhatPodsAskForReachesTheSums takes pods whose request is not the sum of their containers, as the API server gives
+// them, through enrichment, codec and sums.
+func TestWhatPodsAskForReachesTheSums(t *testing.T) {
+	list := func(cpu, memory string) corev1.ResourceList {
+		return corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse(memory)}
+	}
+	of := func(requests, limits corev1.ResourceList) corev1.ResourceRequirements {
+		return corev1.ResourceRequirements{Requests: requests, Limits: limits}
+	}
+	always := corev1.ContainerRestartPolicyAlways
+	overhead := corev1.PodSpec{Overhead: list("250m", "120"), Containers: []corev1.Container{{Name: "a", Resources: of(list("100m", "1000"), nil)}, {Name: "b", Resources: of(list("100m", "1000"), list("1", "5000"))}}}
+	level := of(list("2", "9000"), list("3", "9999"))
+	whole := corev1.PodSpec{Resources: &level, Containers: []corev1.Container{{Name: "a", Resources: of(list("100m", "1000"), nil)}, {Name: "b"}}}
+	sidecars := corev1.PodSpec{Containers: []corev1.Container{{Name: "a", Resources: of(list("10m", "10"), nil)}}, InitContainers: []corev1.Container{
+		{Name: "b", RestartPolicy: &always, Resources: of(list("20m", "20"), nil)}, {Name: "setup", Resources: of(list("30", "30G"), nil)}}}
+	pods := map[string]*node.Pod{}
+	b := &proto.Batch{Cluster: "c", Node: "n", Tick: 1, Resolution: time.Minute}
+	b.AddEntity(proto.Entity{Kind: proto.KindNode, Parent: -1, Name: "n"})
+	for name, spec := range map[string]corev1.PodSpec{"overhead": overhead, "whole": whole, "sidecars": sidecars} {
+		pods[name] = node.FromPod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "ns", UID: "u"}, Spec: spec, Status: corev1.PodStatus{Phase: corev1.PodRunning}})
+		row := b.AddEntity(proto.Entity{Kind: proto.KindPod, Parent: 0, Namespace: "ns", Name: name, UID: "u"})
+		b.AddEntity(proto.Entity{Kind: proto.KindContainer, Parent: int32(row), Name: "a"}) // b is a stub
+	}
+	object := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
+	object.Status.Allocatable = list("4", "100000")
+	node.Enrich(b, node.FromNode(object, ""), func(_, name string) *node.Pod { return pods[name] })
+	data, err := proto.NewEncoder().Batch(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent, r := &proto.Batch{}, &proto.Rollup{}
+	if err := proto.NewDecoder().Batch(data, sent); err != nil {
+		t.Fatal(err)
+	}
+	rate.New().Step(sent, 1)
+	rollup.New().Node(sent, 1, r)
+	want := map[string][4]int64{ // requests and limits of cpu and memory
+		"pod overhead": {450, 1250, 2120, 5120}, "pod whole": {2000, 3000, 9000, 9999}, "pod sidecars": {30, 0, 30, 0},
+		"node n": {2480, 4250, 11150, 15119}, "ns ns": {2480, 4250, 11150, 15119},
+	}
+	for row := range r.Entities {
+		key := r.Entities[row].Kind.String() + " " + r.Entities[row].Name
+		w, ok := want[key]
+		if !ok {
+			continue
+		}
+		delete(want, key)
+		for i, id := range []proto.MetricID{proto.CPURequest, proto.CPULimit, proto.MemoryRequest, proto.MemoryLimit} {
+			if v, ok := r.Value(row, id); !ok || v.Int64() != w[i] {
+				t.Errorf("%s: %s is %s, want %d", key, proto.MetricByID(id).Name, v, w[i])
+			}
+		}
+		if v, _ := r.Value(row, proto.CPUNodeReservation); r.Entities[row].Kind == proto.KindNode && v.String() != "0.62" {
+			t.Errorf("the node's reservation is %s, want 0.62", v)
+		}
+	}
+	for key := range want {
+		t.Errorf("%s is not there", key)
 	}
 }
