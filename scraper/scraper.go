@@ -189,7 +189,7 @@ func New(cfg Config, deps Deps) (*Scraper, error) {
 func (c *Config) kubelets(api *kube.Identity) (kubelet.Config, error) {
 	k := &c.Kubelet
 	kc := kubelet.Config{TokenFile: k.TokenFile, CAFile: k.CAFile, PinFile: k.PinFile, Insecure: k.Insecure,
-		CertFile: k.CertFile, KeyFile: k.KeyFile, ServerName: k.ServerName, KeepIdle: 2*c.Resolution + 30*time.Second}
+		CertFile: k.CertFile, KeyFile: k.KeyFile, ServerName: k.ServerName, KeepIdle: 2*c.Resolution + 30*time.Second, Near: c.Role == RoleNode}
 	if c.Role == RoleNode && k.ServerName == "" && k.Address != "" && isLoopback(k.Address) {
 		kc.ServerName = c.NodeName // no certificate names the loopback address
 	}

@@ -42,7 +42,8 @@
 //
 // The decoder walks an answer once and writes every field into its column; there is no struct and no
 // label set in between (BenchmarkSummary and BenchmarkCAdvisor beside what they are compared with say
-// what that saves). A single value that is negative, too large or of the wrong type is left out and
+// what that saves). Of /metrics/cadvisor, which is ten times the summary's size, the client keeps only the
+// lines of families that are read. A single value that is negative, too large or of the wrong type is left out and
 // counted, everything else is kept, and so is the rest of a text of which a line is malformed; JSON that
 // breaks off, and text that does not end with its line, cost the whole answer. usageNanoCores is never
 // read: rates come from counters. An entity's group carries its own sample time, since one answer mixes

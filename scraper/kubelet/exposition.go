@@ -16,9 +16,8 @@ const (
 )
 
 // exposition walks an answer in the Prometheus text format 0.0.4, one sample at a time. It reads a
-// family only when asked to: most of a kubelet's lines are of families that nobody wants, and cost a
-// search for the end of the line. Nothing is copied or kept; see BenchmarkCAdvisorByExpfmt for what
-// that saves.
+// family only when asked to: lines of families that nobody wants cost a search for their end. Nothing is
+// copied or kept; see BenchmarkCAdvisorByExpfmt for what that saves.
 type exposition struct {
 	rest []byte
 	line int // number of the line at hand, from 1
@@ -59,16 +58,7 @@ func (x *exposition) next() (bool, error) {
 		if n := len(x.name); n > 0 && len(line) > n && (line[n] == '{' || line[n] == ' ') && bytes.Equal(line[:n], x.name) {
 			return true, nil
 		}
-		n := 0
-		for n < len(line) && nameByte(line[n]) {
-			n++
-		}
-		x.name = line[:n]
-		if n == 0 || n == len(line) || len(line) > maxLine || line[n] != '{' && line[n] != ' ' && line[n] != '\t' {
-			x.name = nil
-			if n == 0 && len(bytes.TrimSpace(line)) == 0 {
-				continue
-			}
+		if x.name = familyOf(line); x.name == nil {
 			return true, errors.New("it is no sample")
 		}
 		return true, nil

@@ -1,12 +1,15 @@
 package kubelet
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/heapstream/heapstream/proto"
 )
@@ -286,6 +289,39 @@ func TestTextLeavesOutSingleValues(t *testing.T) {
 		if v, _ := b.Values.Get(0, proto.MemoryRSS.Field()); v != 7 || b.Dropped != 1 || len(b.Entities) != 1 {
 			t.Errorf("%.60q: the value beside it is %d, dropped %d, %d entities", line, v, b.Dropped, len(b.Entities))
 		}
+	}
+}
+
+// What the client leaves out of a text while it reads it is what the decoder would have passed over, whatever
+// the pieces in which it comes.
+func TestReadingKeepsWhatIsWanted(t *testing.T) {
+	whole := fixture(t, "cadvisor-0.prom")
+	wanted := requests[FormCAdvisor].wanted
+	kept, n, err := readAnswer(nil, bytes.NewReader(whole), wanted)
+	if err != nil || n != int64(len(whole)) || len(kept) > len(whole)/2 {
+		t.Fatalf("%d of %d bytes read, %d kept, %v", n, len(whole), len(kept), err)
+	}
+	anywhere := strings.NewReplacer("0123456789abcdef0123456789abcdef", "")
+	if got, want := dump(&ofForm(t, FormCAdvisor, anywhere.Replace(string(kept))).Table), dump(&ofForm(t, FormCAdvisor, anywhere.Replace(string(whole))).Table); got != want {
+		t.Errorf("after reading\n%s\nwithout\n%s", got, want)
+	}
+	if bytes.Count(kept, []byte("\n")) != bytes.Count(whole, []byte("\n")) {
+		t.Error("lines have other numbers")
+	}
+	for name, r := range map[string]io.Reader{"a byte at a time": iotest.OneByteReader(bytes.NewReader(whole)), "the last with the end": iotest.DataErrReader(bytes.NewReader(whole))} {
+		if again, _, err := readAnswer(make([]byte, 0, 7), r, wanted); err != nil || !bytes.Equal(again, kept) {
+			t.Errorf("%s: %d bytes are kept, want %d (%v)", name, len(again), len(kept), err)
+		}
+	}
+	for text, want := range map[string]string{
+		"": "", "go_x 1": "go_x 1", "go_x 1\n": "\n", "# HELP\n\n<html>\ngo_x": "\n\n<html>\ngo_x", "container_memory_rss{id=\"/\"} 1\ngo_x{a=\"b\"} 1\ngo_x 2\ncontainer_memory_rss{id=\"/x\"} 1\n": "container_memory_rss{id=\"/\"} 1\n\n\ncontainer_memory_rss{id=\"/x\"} 1\n",
+	} {
+		if got, _, err := readAnswer(nil, strings.NewReader(text), wanted); err != nil || string(got) != want {
+			t.Errorf("%q is kept as %q, want %q (%v)", text, got, want, err)
+		}
+	}
+	if _, _, err := readAnswer(nil, iotest.TimeoutReader(iotest.OneByteReader(strings.NewReader("xy"))), wanted); !errors.Is(err, iotest.ErrTimeout) {
+		t.Error(err)
 	}
 }
 

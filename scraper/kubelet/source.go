@@ -35,20 +35,21 @@ const (
 // request is how an answer of a form is asked for, and what right that takes.
 type request struct {
 	method, path, right, accept, body string
+	wanted                            func(family []byte) bool // lines of text that are kept; nil: all
 }
 
 const acceptText = "text/plain;version=0.0.4"
 
 var requests = [...]request{
-	FormSummary: {http.MethodGet, "/stats/summary", "nodes/stats", "application/json", ""},
+	FormSummary: {http.MethodGet, "/stats/summary", "nodes/stats", "application/json", "", nil},
 	// The last sample of every cgroup. Heapster bounded them by the tick, which gives nothing where clocks
 	// differ or a cgroup was not measured within it.
-	FormContainerStats: {http.MethodPost, "/stats/container/", "nodes/stats", "application/json", `{"containerName":"/","num_stats":1,"subcontainers":true}`},
-	FormCAdvisor:       {http.MethodGet, "/metrics/cadvisor", "nodes/metrics", acceptText, ""},
-	FormResource:       {http.MethodGet, "/metrics/resource", "nodes/metrics", acceptText, ""},
+	FormContainerStats: {http.MethodPost, "/stats/container/", "nodes/stats", "application/json", `{"containerName":"/","num_stats":1,"subcontainers":true}`, nil},
+	FormCAdvisor:       {http.MethodGet, "/metrics/cadvisor", "nodes/metrics", acceptText, "", func(name []byte) bool { return cadvisorFamily(name).of != ofNobody }},
+	FormResource:       {http.MethodGet, "/metrics/resource", "nodes/metrics", acceptText, "", nil},
 }
 
-var podsRequest = request{http.MethodGet, "/pods", "nodes/proxy", "application/json", ""}
+var podsRequest = request{http.MethodGet, "/pods", "nodes/proxy", "application/json", "", nil}
 
 // Path is where on a kubelet the answer is found.
 func (f Form) Path() string { return requests[f].path }
