@@ -16,6 +16,7 @@ import (
 	"github.com/heapstream/heapstream/sinks/riemann"
 	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/statsd"
+	"github.com/heapstream/heapstream/sinks/wavefront"
 )
 
 // kinds are the sinks there are, by key.
@@ -28,13 +29,14 @@ var kinds = map[string]sink.Kind{
 	"opentsdb":      opentsdb.Kind,
 	"riemann":       riemann.Kind,
 	"statsd":        statsd.Kind,
+	"wavefront":     wavefront.Kind,
 	// Heapster's name for its own memory: the gateway is always there, and reads by itself.
 	"metric": {Key: "metric", Title: "Metric Sink"},
 }
 
 // notBuilt are the sinks that Heapster had and that are not built yet.
 var notBuilt = []string{
-	"gcm", "hawkular", "honeycomb", "librato", "stackdriver", "wavefront",
+	"gcm", "hawkular", "honeycomb", "librato", "stackdriver",
 }
 
 // kindOf is the sink of a key, or an error that says which ones there are.
