@@ -3,8 +3,9 @@
 //
 //	influxdb:[http://]host:port[?user=…&pw=…&db=…]
 //
-// One line a sample, names and tags as Heapster wrote them; batches of `batchsize` lines. The database, with a retention policy named "default", is created before the first
-// write and again when InfluxDB says that it is gone; a user that may not create it writes anyway.
+// One line a sample, names and tags as Heapster wrote them; batches of `batchsize` lines. The
+// database, with a retention policy named "default", is created before the first write and again when
+// InfluxDB says that it is gone; a user that may not create it writes anyway.
 //
 // With `pod_id=true` the UID of pods is a tag, too, so that the historical API can ask by it. It makes series of their
 // own of every pod that is made anew under an old name.
@@ -21,20 +22,20 @@ package influxdb
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/sinks/post"
 	"github.com/heapstream/heapstream/sinks/sink"
 )
 
@@ -56,7 +57,7 @@ type influx struct {
 	batch      int    // lines a request
 	agent      string
 	write      string // path and query of a write
-	client     *http.Client
+	client     *post.Client
 	log        *slog.Logger
 
 	enc     encoder
@@ -94,7 +95,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	if t.URL.User != nil {
 		o.Warn("the user in the address is not used: give `user` and `pw`")
 	}
-	s.client = o.HTTP()
+	s.client = post.New("InfluxDB at "+s.base.Host, o.HTTP())
 	if err := o.Done(); err != nil {
 		return nil, err
 	}
@@ -120,7 +121,7 @@ func hasRate(m *proto.Metric) bool {
 
 // Close drops idle connections.
 func (s *influx) Close() error {
-	s.client.CloseIdleConnections()
+	s.client.Close()
 	return nil
 }
 
@@ -301,24 +302,24 @@ var errNoDatabase = errors.New("database not found")
 
 // post writes a body of lines. An error is passing and means that nothing is known of any line.
 func (s *influx) post(ctx context.Context, body []byte) (answer, error) {
-	resp, said, err := s.do(ctx, s.write, body, "")
+	resp, err := s.do(ctx, s.write, body, "")
 	if err != nil {
 		return answer{}, err
 	}
-	reason := errorOf(said)
-	switch code := resp.StatusCode; {
+	reason := errorOf(resp.Body)
+	switch code := resp.Code; {
 	case code == http.StatusNoContent:
 		return answer{}, nil
 	case code == http.StatusOK:
-		if len(bytes.TrimSpace(said)) > 0 && reason != "" || bytes.HasPrefix(bytes.TrimSpace(said), []byte("<")) {
-			return answer{}, fmt.Errorf("write to InfluxDB at %s: it answered 200 with %q, which is no InfluxDB's answer", s.base.Host, sink.Excerpt(said))
+		if reason != "" || bytes.HasPrefix(bytes.TrimSpace(resp.Body), []byte("<")) {
+			return answer{}, s.client.Nonsense("write to", resp)
 		}
 		return answer{}, nil
 	case strings.Contains(reason, "database not found"), strings.Contains(reason, "retention policy not found"):
 		return answer{}, fmt.Errorf("write to InfluxDB at %s: %w: %s", s.base.Host, errNoDatabase, reason)
 	case code == http.StatusRequestEntityTooLarge:
-		return answer{verdict: tooLarge, reason: orStatus(reason, resp)}, nil
-	case code == http.StatusBadRequest && isJSON(said):
+		return answer{verdict: tooLarge, reason: cmp.Or(reason, "status "+resp.Status)}, nil
+	case code == http.StatusBadRequest && json.Valid(resp.Body):
 		a := answer{verdict: refused, reason: reason}
 		if m := droppedCount.FindStringSubmatch(reason); m != nil {
 			a.dropped, _ = strconv.Atoi(m[1]) // digits; what does not fit is as good as not told
@@ -332,65 +333,22 @@ func (s *influx) post(ctx context.Context, body []byte) (answer, error) {
 }
 
 // failure words an answer that is no success, as a passing error.
-func (s *influx) failure(what string, resp *http.Response, reason string) error {
-	err := fmt.Errorf("%s InfluxDB at %s: %s", what, s.base.Host, orStatus(reason, resp))
-	switch resp.StatusCode {
-	case http.StatusUnauthorized:
-		return fmt.Errorf("%w (check `user` and `pw`: user %q was refused)", err, s.user)
-	case http.StatusForbidden:
-		return fmt.Errorf("%w (user %q lacks a privilege on database %q)", err, s.user, s.db)
-	case http.StatusNotFound:
-		return fmt.Errorf("%w (is there an InfluxDB 1.x?)", err)
-	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
-		return fmt.Errorf("%w (it redirects to %q: give that address)", err, clipLocation(resp.Header.Get("Location")))
+func (s *influx) failure(what string, a post.Answer, reason string) error {
+	login := fmt.Sprintf("`user` and `pw`: user %q was refused", s.user)
+	if a.Code == http.StatusForbidden {
+		login = fmt.Sprintf("the privileges of user %q on database %q", s.user, s.db)
 	}
-	if wait := sink.RetryAfterHeader(resp.Header, time.Now()); wait > 0 {
-		return sink.RetryAfter(wait, err)
-	}
-	return err
+	return s.client.Failure(what, a, reason, login)
 }
 
-// clipLocation keeps what names the place, without a query that may repeat secrets.
-func clipLocation(s string) string {
-	s, _, _ = strings.Cut(s, "?")
-	return sink.Excerpt([]byte(s))
-}
-
-func orStatus(reason string, resp *http.Response) string {
-	if reason == "" {
-		return "status " + resp.Status
-	}
-	return reason + " (status " + strconv.Itoa(resp.StatusCode) + ")"
-}
-
-// do sends one POST and reads the answer's beginning.
-func (s *influx) do(ctx context.Context, path string, body []byte, contentType string) (*http.Response, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.base.String()+path, bytes.NewReader(body))
-	if err != nil {
-		return nil, nil, fmt.Errorf("ask InfluxDB at %s: %w", s.base.Host, err)
-	}
-	req.Header.Set("User-Agent", s.agent)
-	req.Header.Set("Content-Type", contentType) // of lines: empty, as Heapster's
+// do sends one POST.
+func (s *influx) do(ctx context.Context, path string, body []byte, contentType string) (post.Answer, error) {
+	header := http.Header{"User-Agent": {s.agent}, "Content-Type": {contentType}} // of lines: empty, as Heapster's
 	if s.user != "" {
-		req.SetBasicAuth(s.user, s.pass)
+		header.Set("Authorization", post.Basic(s.user, s.pass))
 	}
-	resp, err := s.client.Do(req)
-	if err != nil {
-		var u *url.Error
-		if errors.As(err, &u) {
-			err = u.Err // the rest repeats method and address
-		}
-		return nil, nil, sink.Reach("InfluxDB at "+s.base.Host, err)
-	}
-	defer resp.Body.Close()
-	said, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
-		return nil, nil, sink.Reach("InfluxDB at "+s.base.Host, fmt.Errorf("read its answer: %w", err))
-	}
-	return resp, said, nil
+	return s.client.Do(ctx, http.MethodPost, s.base.String()+path, header, body)
 }
-
-func isJSON(said []byte) bool { return json.Valid(said) }
 
 // errorOf is the error in an answer's body, or the body's beginning where it is no JSON.
 func errorOf(said []byte) string {
@@ -458,23 +416,23 @@ var (
 
 // query runs one statement.
 func (s *influx) query(ctx context.Context, statement string) error {
-	resp, said, err := s.do(ctx, "/query", []byte(url.Values{"q": {statement}}.Encode()), "application/x-www-form-urlencoded")
+	resp, err := s.do(ctx, "/query", []byte(url.Values{"q": {statement}}.Encode()), "application/x-www-form-urlencoded")
 	if err != nil {
 		return err
 	}
-	reason := errorOf(said)
+	reason := errorOf(resp.Body)
 	switch {
-	case resp.StatusCode == http.StatusUnauthorized:
+	case resp.Code == http.StatusUnauthorized:
 		return s.failure("create database in", resp, reason)
-	case resp.StatusCode == http.StatusForbidden, strings.Contains(reason, "not authorized"), strings.Contains(reason, "requires admin privilege"):
+	case resp.Code == http.StatusForbidden, strings.Contains(reason, "not authorized"), strings.Contains(reason, "requires admin privilege"):
 		s.log.Info("database cannot be created by this user, writing to it as it is", "db", s.db, "err", reason)
 		return errForbidden
 	case strings.Contains(reason, "already exists"), strings.Contains(reason, "conflicts with an existing policy"):
 		return errConflict
-	case resp.StatusCode != http.StatusOK:
+	case resp.Code != http.StatusOK:
 		return s.failure("create database in", resp, reason)
-	case !isJSON(said):
-		return fmt.Errorf("create database in InfluxDB at %s: it answered %q, which is no InfluxDB's answer", s.base.Host, sink.Excerpt(said))
+	case !json.Valid(resp.Body):
+		return s.client.Nonsense("create database in", resp)
 	case reason != "":
 		return fmt.Errorf("create database %q in InfluxDB at %s: %s", s.db, s.base.Host, reason)
 	}
