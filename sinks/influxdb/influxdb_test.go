@@ -311,7 +311,7 @@ func TestAnswersDecideWhatHappensNext(t *testing.T) {
 	check(says(500, "timeout"), "passing", "timeout")
 	check(says(401, "authorization failed"), "passing", "check `user` and `pw`")
 	check(says(403, `\"heapster\" user is not authorized to write to database \"k8s\"`), "passing", "check the privileges")
-	check(says(404, "404 page not found"), "passing", "is there an InfluxDB 1.x?")
+	check(says(404, "404 page not found"), "passing", "is the address right?")
 	check(says(400, "partial write: points beyond retention policy dropped=7"), "partial", "7 samples older")
 	check(func(w http.ResponseWriter, _ string) { http.Error(w, "<h1>Bad gateway</h1>", 502) }, "passing", "Bad gateway")
 	check(func(w http.ResponseWriter, _ string) { http.Error(w, "no", 400) }, "passing", "no") // no InfluxDB's answer
