@@ -11,6 +11,8 @@
 // Other clusters than the gateway's own are served below /clusters/<c>/ in front of the same paths, authorised as
 // non-resource URLs by the full path (clusters.go).
 //
+// Watch is an addition nobody else has: resource versions are sequences of ROLLUPS, alike on all gateways (watch.go).
+//
 // It keeps no state; after a crash it answers 503 until the view can answer again.
 //
 // Not here: the arithmetic of a pod's usage and what is too stale to be served (view), who may ask (auth), the

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,8 +38,9 @@ import (
 // slowly.
 const (
 	requestTimeout = 30 * time.Second
-	maxInFlight    = 200  // beyond it 429 with Retry-After; one list of 30,000 pods takes 15 MB while it is written
-	maxStreams     = 1000 // per HTTP/2 connection: the API server in front sends everybody's requests over one
+	maxInFlight    = 200 // beyond it 429 with Retry-After; one list of 30,000 pods takes 15 MB while it is written
+	// maxStreams is per HTTP/2 connection: the API server in front sends everybody's requests and watches over one.
+	maxStreams = 2 * maxWatches
 )
 
 // apiVersion is the Kubernetes version whose generic API server this is; feature gates follow it.
@@ -80,6 +82,7 @@ type Server struct {
 	deps   Deps
 	scheme *runtime.Scheme
 	codecs serializer.CodecFactory
+	hubs   *hubs
 	ready  atomic.Bool // the view has been ready once
 
 	listening chan struct{} // closed when addr is set
@@ -109,6 +112,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	return &Server{
 		cfg: cfg, deps: deps, scheme: scheme,
 		codecs:    serializer.NewCodecFactory(scheme, serializer.WithStreamingCollectionEncodingToJSON(), serializer.WithStreamingCollectionEncodingToProtobuf()),
+		hubs:      newHubs(deps.Cluster, deps.Now),
 		listening: make(chan struct{}),
 	}, nil
 }
@@ -162,7 +166,13 @@ func (s *Server) Run(ctx context.Context) error {
 	s.addr = listener.Addr()
 	close(s.listening)
 	s.deps.Log.Info("serving the resource metrics API", "address", s.addr.String())
-	if err := prepared.RunWithContext(ctx); err != nil {
+	watched, unwatch := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { s.hubs.run(watched) })
+	err = prepared.RunWithContext(ctx)
+	unwatch()
+	watching.Wait()
+	if err != nil {
 		return fmt.Errorf("serve the resource metrics API: %w", err)
 	}
 	return nil
@@ -219,7 +229,7 @@ func (s *Server) install(cfg *server.RecommendedConfig) (*server.GenericAPIServe
 		return nil, fmt.Errorf("build the resource metrics API: %w", err)
 	}
 	common := store{
-		source: s.source, now: s.deps.Now,
+		cluster: s.cluster, source: s.source, hubs: s.hubs, now: s.deps.Now,
 		formats: newFormats(s.codecs, metricsv1.SchemeGroupVersion, metricsv1beta1.SchemeGroupVersion),
 	}
 	group := server.NewDefaultAPIGroupInfo(metrics.GroupName, s.scheme, metav1.ParameterCodec, s.codecs)

@@ -263,7 +263,6 @@ func TestAnswersAreThoseOfTheMetricsAPI(t *testing.T) {
 		"pod.absent":         {v1 + "/namespaces/shop/pods/dns", "", 404},
 		"bad-selector":       {v1 + "/pods?labelSelector=a%3D%3D%3Db", "", 400},
 		"bad-field":          {v1 + "/pods?fieldSelector=spec.nodeName%3Dn1", "", 400},
-		"watch":              {v1 + "/pods?watch=true", "", 405},
 		"groups":             {"/apis", "", 200},
 		"groups.aggregated":  {"/apis", groups, 200},
 		"group":              {"/apis/metrics.k8s.io", "", 200},

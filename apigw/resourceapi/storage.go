@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/metrics/pkg/apis/metrics"
@@ -35,7 +36,9 @@ type Source interface {
 
 // store is what nodes and pods have in common.
 type store struct {
+	cluster func(ctx context.Context) (string, error)
 	source  func(ctx context.Context) (Source, error)
+	hubs    *hubs
 	now     func() time.Time
 	formats formats
 }
@@ -108,6 +111,7 @@ var (
 	_ rest.KindProvider         = (*nodeStore)(nil)
 	_ rest.Getter               = (*nodeStore)(nil)
 	_ rest.Lister               = (*nodeStore)(nil)
+	_ rest.Watcher              = (*nodeStore)(nil)
 	_ rest.Scoper               = (*nodeStore)(nil)
 	_ rest.SingularNameProvider = (*nodeStore)(nil)
 )
@@ -140,6 +144,7 @@ func (s *nodeStore) List(ctx context.Context, options *metainternal.ListOptions)
 		return nil, err
 	}
 	sel := newSelection(ctx, options)
+	s.warm(ctx, kindNode, options)
 	l := &list{kind: kindNode, position: source.Seq()} // before the items: they may be newer, never older
 	add := func(n *view.NodeMetrics) {
 		if sel.match("", n.Name, n.Labels) {
@@ -156,6 +161,10 @@ func (s *nodeStore) List(ctx context.Context, options *metainternal.ListOptions)
 		}
 	}
 	return s.answer(ctx, l), nil
+}
+
+func (s *nodeStore) Watch(ctx context.Context, options *metainternal.ListOptions) (watch.Interface, error) {
+	return s.watch(ctx, kindNode, options)
 }
 
 func (s *nodeStore) ConvertToTable(_ context.Context, object, options runtime.Object) (*metav1.Table, error) {
@@ -183,6 +192,7 @@ var (
 	_ rest.KindProvider         = (*podStore)(nil)
 	_ rest.Getter               = (*podStore)(nil)
 	_ rest.Lister               = (*podStore)(nil)
+	_ rest.Watcher              = (*podStore)(nil)
 	_ rest.Scoper               = (*podStore)(nil)
 	_ rest.SingularNameProvider = (*podStore)(nil)
 )
@@ -216,6 +226,7 @@ func (s *podStore) List(ctx context.Context, options *metainternal.ListOptions) 
 		return nil, err
 	}
 	sel := newSelection(ctx, options)
+	s.warm(ctx, kindPod, options)
 	l := &list{kind: kindPod, position: source.Seq()} // before the items: they may be newer, never older
 	add := func(p *view.PodMetrics) {
 		if sel.match(p.Namespace, p.Name, p.Labels) {
@@ -232,6 +243,10 @@ func (s *podStore) List(ctx context.Context, options *metainternal.ListOptions) 
 		}
 	}
 	return s.answer(ctx, l), nil
+}
+
+func (s *podStore) Watch(ctx context.Context, options *metainternal.ListOptions) (watch.Interface, error) {
+	return s.watch(ctx, kindPod, options)
 }
 
 func (s *podStore) ConvertToTable(_ context.Context, object, options runtime.Object) (*metav1.Table, error) {
