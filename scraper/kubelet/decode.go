@@ -713,15 +713,16 @@ func (d *Decoder) pressure(row int, first proto.MetricID) error {
 			default:
 				return d.json.Skip()
 			}
-			f, ok, err := d.float()
+			n, ok, err := d.number()
 			if !ok {
 				return err
 			}
-			if !(f >= 0 && f <= 1e6) {
+			v, ok := decimal(n, 2)
+			if !ok || v > 1e8 {
 				d.dropped++
 				return nil
 			}
-			d.t.Values.Set(row, (first + avg).Field(), int64(math.Round(f*100)))
+			d.t.Values.Set(row, (first + avg).Field(), v)
 			return nil
 		})
 	}
