@@ -291,6 +291,26 @@ func TestRewindToTheStartThoughItBeganNow(t *testing.T) {
 	s.want(ticks(6, 8), ticks(1, 8))
 }
 
+func TestSinceIsForTheFirstStartAlone(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	s.publish(1, 8)
+	at, ok, err := s.conn.Get(t.Context(), bus.RollupsStream("c"), 6)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	stop := s.feed("&since=" + at.Time.Format(time.RFC3339Nano))
+	s.want(ticks(6, 8))
+	stop()
+	stop = s.feed("&since=24h")
+	s.publish(9, 10)
+	s.want(ticks(6, 10))
+	stop()
+	s.feed("&since=now")
+	s.publish(11, 11)
+	s.want(ticks(6, 11))
+}
+
 func TestPauseHoldsAcrossWorkers(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t)

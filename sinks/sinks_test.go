@@ -45,6 +45,10 @@ func TestConfigurationIsCheckedWhole(t *testing.T) {
 	check(sinks("influxdb:http://h:1", "influxdb:https://h:1?user=other"), "two sinks of the name", "add the option name=")
 	check(sinks("honeycomb"), `sink "honeycomb" is not built yet`)
 	check(sinks("gcl"), "takes events only")
+	// All that is wrong is said at once: of every sink the option, and what would be right.
+	check(sinks("influxdb:http://h:1?filter=level:pod&rename=cpu/usage&timeot=5s", "log:?concurrency=2", "kafka:?brokers=h:1&format=msgpack&filter=type:pod&cacert=/none"),
+		`sink "influxdb": `+"`filter` flag is \"level:pod\"", `did you mean "type"?`, "`rename` flag is \"cpu/usage\": want OLD:NEW", "did you mean `timeout`?",
+		`sink "log": `+"`concurrency` flag is 2: a text has one writer", `sink "kafka": `+"`filter` and `rename` cannot be had with format=msgpack", "`cacert`: open /none")
 	check(sinks("influx:http://h:1"), `did you mean "influxdb"?`)
 	check(sinks("qqqqqqqqqq"), "sink not recognized", "known are ")
 	check(sinks("kafka", "influxdb:?conurrency=1&pw=hunter2"), "There is no broker", "did you mean `concurrency`?")

@@ -6,9 +6,11 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 func parse(t *testing.T, value string) Target {
@@ -136,6 +138,67 @@ func TestOptionsRefuseWhatTheyDoNotKnow(t *testing.T) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}
+}
+
+func TestSecretsAreHidden(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("from file\r\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := parse(t, "x:http://u:in-address@h?pw=p%26w-1&user=root&db=root&esUserSecret=abc&token_file="+file).Secrets()
+	for said, want := range map[string]string{
+		"user root, p&w-1 or p%26w-1 is wrong":           "user root, xxxxx or xxxxx is wrong",
+		"in-address and from+file and from file and abc": "xxxxx and xxxxx and xxxxx and abc",
+		"nothing": "nothing",
+	} {
+		if got := s.Hide(said); got != want {
+			t.Errorf("%q becomes %q, want %q", said, got, want)
+		}
+	}
+	if got := parse(t, "x:u:in-address@h:1").Secrets().Hide("in-address"); got != "xxxxx" {
+		t.Errorf("a password in an address without // becomes %q", got)
+	}
+	// Files that hold no secret are refused, by the file's name.
+	empty, large := filepath.Join(t.TempDir(), "empty"), filepath.Join(t.TempDir(), "large")
+	for file, size := range map[string]int{empty: 0, large: maxSecret + 1} {
+		if err := os.WriteFile(file, make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for file, want := range map[string]string{empty: "is empty", large: "is larger than", "/none": "no such file"} {
+		o := parse(t, "x:?pw_file="+file).Options()
+		o.Secret("pw", "")
+		if err := o.Done(); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "`pw_file`") {
+			t.Errorf("%s: %v, want %q", file, err, want)
+		}
+	}
+}
+
+// FuzzMatch holds globs against regular expressions that mean the same.
+func FuzzMatch(f *testing.F) {
+	f.Add("cpu/*", "cpu/usage")
+	f.Add("*a*b?c*", "xxaxxbbyczz")
+	f.Add("", "")
+	f.Fuzz(func(t *testing.T, glob, s string) {
+		if len(glob) > 64 || len(s) > 256 || !utf8.ValidString(glob) || !utf8.ValidString(s) {
+			return
+		}
+		for _, text := range []string{glob, s} { // a ? is a byte, which is a character where texts are ASCII
+			for _, c := range []byte(text) {
+				if c >= utf8.RuneSelf {
+					return
+				}
+			}
+		}
+		want := glob == s
+		if glob != "" && s != "" {
+			expr := strings.NewReplacer(`\*`, `.*`, `\?`, `.`).Replace(regexp.QuoteMeta(glob))
+			want = regexp.MustCompile(`(?s)^` + expr + `$`).MatchString(s)
+		}
+		if got := match(glob, s); got != want {
+			t.Fatalf("match(%q, %q) is %t", glob, s, got)
+		}
+	})
 }
 
 func TestSince(t *testing.T) {

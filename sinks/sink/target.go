@@ -180,9 +180,8 @@ func (t Target) Secrets() (all Secrets) {
 	}
 	password, _ := t.URL.User.Password()
 	add(password)
-	if user, _, ok := strings.Cut(t.URL.Opaque, "@"); ok {
-		_, password, _ = strings.Cut(user, ":")
-		add(strings.TrimPrefix(password, "//"))
+	if i := strings.LastIndexByte(t.URL.Opaque, '@'); i >= 0 { // user:password@host, whose user looks like a scheme
+		add(t.URL.Opaque[:i])
 	}
 	slices.SortFunc(all, func(a, b string) int { return len(b) - len(a) }) // the longest first
 	return all
