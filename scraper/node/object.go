@@ -182,7 +182,6 @@ func FromPod(p *corev1.Pod) *Pod {
 	status = statuses(p.Status.EphemeralContainerStatuses)
 	for i := range p.Spec.EphemeralContainers {
 		c := corev1.Container(p.Spec.EphemeralContainers[i].EphemeralContainerCommon)
-		c.Resources = corev1.ResourceRequirements{} // not allowed there
 		e := container(&c, 0, status(c.Name))
 		e.Ephemeral = true
 		k.Containers = append(k.Containers, e)

@@ -49,7 +49,7 @@ func whole(l corev1.ResourceList, name corev1.ResourceName) int64 {
 
 // integer is exact, a quantity as an int64, where it fits: Quantity itself wraps silently.
 func integer(q *resource.Quantity, unit float64, exact func() int64) int64 {
-	const most = 1 << 62 // far enough from the edge that the approximation cannot be on its wrong side
+	const most = 9.2e18 // below the largest int64 by more than the approximation is wrong
 	switch f := q.AsApproximateFloat64() * unit; {
 	case f >= most:
 		return math.MaxInt64
