@@ -131,7 +131,7 @@ func TestQuantitiesDoNotWrap(t *testing.T) {
 		whole, milli int64
 	}{
 		{"0", 0, 0}, {"-5", 0, 0}, {"-1e400", 0, 0}, {"1n", 1, 1}, {"1500u", 1, 2}, {"1e-400", 1, 1}, {"100500u", 1, 101}, {"1.5Gi", 3 << 29, 3 << 29 * 1000},
-		{"8Ei", math.MaxInt64, math.MaxInt64}, {"7Ei", 7 << 60, math.MaxInt64}, {"3Ei", 3 << 60, math.MaxInt64}, {"1e15", 1e15, 1e18}, {"5e15", 5e15, math.MaxInt64},
+		{"8Ei", math.MaxInt64, math.MaxInt64}, {"7Ei", 7 << 60, math.MaxInt64}, {"3Ei", 3 << 60, math.MaxInt64}, {"1e15", 1e15, 1e18}, {"5e15", 5e15, 5e18}, {"1e16", 1e16, math.MaxInt64},
 		{"9223372036854775807", math.MaxInt64, math.MaxInt64}, {"9223372036854775807k", math.MaxInt64, math.MaxInt64}, {"9223372036854775808", math.MaxInt64, math.MaxInt64},
 		{"99999999999Ei", math.MaxInt64, math.MaxInt64}, {"1e400", math.MaxInt64, math.MaxInt64}, {"1e2000000000", math.MaxInt64, math.MaxInt64},
 	} {
