@@ -11,6 +11,7 @@ import (
 	"compress/zlib"
 	"encoding/json"
 	"io"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -306,11 +307,18 @@ func appendLatest(b []byte, points []window.Point, day *DayText) []byte {
 
 // AppendFloat appends a number as encoding/json writes it; what JSON cannot say is 0.
 func AppendFloat(b []byte, f float64) []byte {
-	text, err := json.Marshal(f)
-	if err != nil {
+	if math.IsNaN(f) || math.IsInf(f, 0) {
 		return append(b, '0')
 	}
-	return append(b, text...)
+	if abs := math.Abs(f); abs == 0 || 1e-6 <= abs && abs < 1e21 {
+		return strconv.AppendFloat(b, f, 'f', -1, 64)
+	}
+	b = strconv.AppendFloat(b, f, 'e', -1, 64)
+	if n := len(b); n >= 4 && b[n-4] == 'e' && b[n-3] == '-' && b[n-2] == '0' { // e-09 is e-9
+		b[n-2] = b[n-1]
+		b = b[:n-1]
+	}
+	return b
 }
 
 // DayText writes ticks as RFC 3339 in UTC. It remembers the day, since ticks of one answer are mostly of one; the zero

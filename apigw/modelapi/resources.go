@@ -6,10 +6,10 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/heapstream/heapstream/apigw/answer"
+	"github.com/heapstream/heapstream/apigw/quantity"
 	"github.com/heapstream/heapstream/apigw/view"
 	"github.com/heapstream/heapstream/apigw/window"
 	"github.com/heapstream/heapstream/proto"
@@ -190,8 +190,6 @@ type objects struct {
 	created []byte
 	window  string // of Heapster's dialect
 	items   int
-
-	quantity [64]byte
 }
 
 func (q *request) objects(b []byte, d dialect) *objects {
@@ -283,20 +281,15 @@ func (e *objects) usage(depth int, u *view.Usage) {
 	e.line(depth+1, `"usage": {`)
 	e.line(depth+2, `"cpu": "`)
 	if e.d.apiVersion == "" {
-		e.amount(resource.NewMilliQuantity(u.CPU/1e6, resource.DecimalSI))
+		e.b = quantity.AppendMilli(e.b, u.CPU/1e6)
 	} else {
-		e.amount(resource.NewScaledQuantity(u.CPU, resource.Nano))
+		e.b = quantity.AppendNano(e.b, u.CPU)
 	}
 	e.b = append(e.b, `",`...)
 	e.line(depth+2, `"memory": "`)
-	e.amount(resource.NewQuantity(u.Memory, resource.BinarySI))
+	e.b = quantity.AppendBytes(e.b, u.Memory)
 	e.b = append(e.b, '"')
 	e.line(depth+1, "}")
-}
-
-func (e *objects) amount(a *resource.Quantity) {
-	number, suffix := a.CanonicalizeBytes(e.quantity[:0])
-	e.b = append(append(e.b, number...), suffix...)
 }
 
 func (e *objects) node(n *view.NodeMetrics, depth int) {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/metrics/pkg/apis/metrics"
 
+	"github.com/heapstream/heapstream/apigw/quantity"
 	"github.com/heapstream/heapstream/apigw/view"
 	"github.com/heapstream/heapstream/proto"
 )
@@ -218,12 +219,12 @@ func (e *encoder) jsonHead(namespace, name string, labels []proto.Label, seq uin
 
 func (e *encoder) jsonUsage(u *view.Usage) {
 	e.b = append(e.b, `{"cpu":"`...)
-	e.b = appendCPU(e.b, u.CPU)
+	e.b = quantity.AppendNano(e.b, u.CPU)
 	e.b = append(e.b, `","memory":"`...)
-	e.b = appendBytes(e.b, u.Memory)
+	e.b = quantity.AppendBytes(e.b, u.Memory)
 	if u.HasSwap {
 		e.b = append(e.b, `","swap":"`...)
-		e.b = appendBytes(e.b, u.Swap)
+		e.b = quantity.AppendBytes(e.b, u.Swap)
 	}
 	e.b = append(e.b, `"}`...)
 }
@@ -251,41 +252,6 @@ func appendString(b []byte, s string) []byte {
 	b = append(b, '"')
 	b = append(b, s...)
 	return append(b, '"')
-}
-
-// Suffixes of decimal quantities from nano up, and of binary ones.
-var (
-	decimalSuffixes = [...]string{"n", "u", "m", "", "k", "M", "G", "T", "P", "E"}
-	binarySuffixes  = [...]string{"", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"}
-)
-
-// appendCPU appends nanocores as the canonical form of a decimal quantity: no digit lost, no zeros at the end that
-// a larger unit could save.
-func appendCPU(b []byte, nano int64) []byte { return appendDecimal(b, nano, 0) }
-
-// appendBytes appends the canonical form of a binary quantity: the largest unit that loses nothing. Below 1 Ki
-// quantities count in decimal units, so 1000 is 1k.
-func appendBytes(b []byte, v int64) []byte {
-	if v > -1024 && v < 1024 {
-		return appendDecimal(b, v, 3)
-	}
-	unit := 0
-	for v%1024 == 0 && unit < len(binarySuffixes)-1 {
-		v /= 1024
-		unit++
-	}
-	return append(strconv.AppendInt(b, v, 10), binarySuffixes[unit]...)
-}
-
-func appendDecimal(b []byte, v int64, unit int) []byte {
-	if v == 0 {
-		return append(b, '0')
-	}
-	for v%1000 == 0 && unit < len(decimalSuffixes)-1 {
-		v /= 1000
-		unit++
-	}
-	return append(strconv.AppendInt(b, v, 10), decimalSuffixes[unit]...)
 }
 
 // Protobuf: field numbers of the messages are those of k8s.io/metrics and metav1; every field that is not a
@@ -404,7 +370,7 @@ func (e *encoder) pbHead(namespace, name string, labels []proto.Label, seq uint6
 }
 
 func (e *encoder) pbUsage(field byte, u *view.Usage) {
-	quantity := func(key string, appendTo func([]byte, int64) []byte, v int64) {
+	amount := func(key string, appendTo func([]byte, int64) []byte, v int64) {
 		entry := e.open(field)
 		e.str(1, key)
 		q := e.open(2)
@@ -414,10 +380,10 @@ func (e *encoder) pbUsage(field byte, u *view.Usage) {
 		e.close(q)
 		e.close(entry)
 	}
-	quantity("cpu", appendCPU, u.CPU)
-	quantity("memory", appendBytes, u.Memory)
+	amount("cpu", quantity.AppendNano, u.CPU)
+	amount("memory", quantity.AppendBytes, u.Memory)
 	if u.HasSwap {
-		quantity("swap", appendBytes, u.Swap)
+		amount("swap", quantity.AppendBytes, u.Swap)
 	}
 }
 

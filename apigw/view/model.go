@@ -33,6 +33,9 @@ func (c *Cluster) Hostnames() []string {
 // NodeName returns the name of a node that is called by its name or its host name; what is not known is
 // returned as it is.
 func (c *Cluster) NodeName(name string) string {
+	if name == "" {
+		return "" // of what is found by other names
+	}
 	nodes := *c.nodes.Load()
 	if findNode(nodes, name) != nil {
 		return name
@@ -128,14 +131,19 @@ func (s *podSlot) present(now int64) *podState {
 // Keys returns Heapster's keys of everything that is there now, sorted.
 func (c *Cluster) Keys() []string {
 	now := c.clock.nowNano()
-	var keys []string
+	var (
+		text []byte // all keys, one behind the other
+		ends []int
+	)
+	end := func() { ends = append(ends, len(text)) }
 	if t := c.totals.Load(); t != nil {
-		keys = append(keys, "cluster")
+		text = append(text, "cluster"...)
+		end()
 	}
 	for _, n := range c.Namespaces() {
-		keys = append(keys, "namespace:"+n)
+		text = append(append(text, "namespace:"...), n...)
+		end()
 	}
-	var buf []byte
 	for _, slot := range *c.nodes.Load() {
 		st := slot.present(now)
 		if st == nil {
@@ -143,10 +151,14 @@ func (c *Cluster) Keys() []string {
 		}
 		for i := range st.table.Entities {
 			if st.table.Entities[i].Kind != proto.KindNamespace {
-				buf = proto.AppendKey(buf[:0], st.table, i)
-				keys = append(keys, string(buf))
+				text = proto.AppendKey(text, st.table, i)
+				end()
 			}
 		}
+	}
+	all, keys, from := string(text), make([]string, len(ends)), 0
+	for i, to := range ends {
+		keys[i], from = all[from:to], to
 	}
 	slices.SortFunc(keys, strings.Compare)
 	return slices.Compact(keys)

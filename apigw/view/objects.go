@@ -189,15 +189,20 @@ func (c *Cluster) PodsByUID(uids []string) map[string]Identity {
 	}
 	found := make(map[string]Identity, len(wanted))
 	now := c.clock.nowNano()
-	for _, slot := range c.podSlots("") {
-		st := slot.present(now)
-		if st == nil {
+	for _, slot := range *c.nodes.Load() {
+		node := slot.present(now)
+		if node == nil {
 			continue
 		}
-		if e := &st.node.table.Entities[st.row]; wanted[e.UID] {
+		for i := range node.pods {
+			p := &node.pods[i]
+			e := &node.table.Entities[p.row]
+			if !wanted[e.UID] || p.slot.state.Load() != p { // or it has the place of a newer one
+				continue
+			}
 			id := Identity{Namespace: e.Namespace, Name: e.Name}
-			if st.birth > 0 {
-				id.Born = time.Unix(0, st.birth).UTC()
+			if p.birth > 0 {
+				id.Born = time.Unix(0, p.birth).UTC()
 			}
 			found[e.UID] = id
 		}
