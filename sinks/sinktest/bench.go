@@ -1,6 +1,7 @@
 package sinktest
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,7 +13,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
 	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/worker"
 )
@@ -125,9 +130,16 @@ func (c *countingConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Bench measures Write of batches of 8 nodes with 30 pods of 2 containers each, decoded already: samples/s, and
-// bytes a sample as the destination counted them. Options go behind target, a whole value of --sink; bytes is
-// read before and after, and may be nil.
+// Shape of what benchmarks write.
+const (
+	benchNodes, benchPods, benchContainers = 8, 30, 2
+	benchTicks                             = 25
+)
+
+// Bench measures how fast a sink writes rollups of 8 nodes with 30 pods of 2 containers each: samples/s, and bytes a
+// sample as the destination counted them. The first part, write, is Write alone, of batches that are decoded
+// already; the second, feed, is all that a worker does: read from a bus in this process, decode, write,
+// acknowledge. target is a whole value of --sink; bytes is read before and after, and may be nil.
 //
 //	func BenchmarkWrite(b *testing.B) {
 //		s := sinktest.SwallowHTTP(b, 204, "")
@@ -135,7 +147,7 @@ func (c *countingConn) Read(p []byte) (int, error) {
 //	}
 func (s *Suite) Bench(b *testing.B, target string, bytes func() int64) {
 	b.Helper()
-	const nodes, pods, containers, ticks = 8, 30, 2, 4
+	const ticks = 4
 	t, err := sink.ParseTarget(target)
 	if err != nil {
 		b.Fatal(err)
@@ -155,8 +167,8 @@ func (s *Suite) Bench(b *testing.B, target string, bytes func() int64) {
 	samples := 0
 	var batches [ticks][]sink.Message
 	for n := range batches {
-		for node := range nodes {
-			r := Node(fmt.Sprintf("node-%03d", node), pods, containers, n)
+		for node := range benchNodes {
+			r := Node(fmt.Sprintf("node-%03d", node), benchPods, benchContainers, n)
 			data, err := enc.Rollup(r)
 			if err != nil {
 				b.Fatal(err)
@@ -166,7 +178,7 @@ func (s *Suite) Bench(b *testing.B, target string, bytes func() int64) {
 		}
 	}
 	samples /= ticks
-	b.Run(fmt.Sprintf("nodes=%d/pods=%d", nodes, pods), func(b *testing.B) {
+	b.Run(fmt.Sprintf("write/nodes=%d/pods=%d", benchNodes, benchPods), func(b *testing.B) {
 		b.ReportAllocs()
 		from := int64(0)
 		if bytes != nil {
@@ -184,4 +196,61 @@ func (s *Suite) Bench(b *testing.B, target string, bytes func() int64) {
 			b.ReportMetric(float64(bytes()-from)/float64(samples)/float64(n), "B/sample")
 		}
 	})
+	b.Run(fmt.Sprintf("feed/nodes=%d/pods=%d", benchNodes, benchPods), func(b *testing.B) {
+		s.feed(b, target, float64(samples)/benchNodes)
+	})
+}
+
+// feed has a worker write what a stream holds, over and over.
+func (s *Suite) feed(b *testing.B, target string, perNode float64) {
+	b.Helper()
+	conn := bustest.Start(b).Conn(b)
+	bustest.Provision(b, conn, cluster)
+	enc, pub := proto.NewEncoder(), conn.Publisher(bus.PublisherConfig{})
+	for n := range benchTicks {
+		for node := range benchNodes {
+			r := Node(fmt.Sprintf("node-%03d", node), benchPods, benchContainers, n)
+			data, err := enc.Rollup(r)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := pub.Publish(b.Context(), bus.Message{Subject: bus.NodeRollupSubject(cluster, r.Name), ID: worker.MessageID(r), Data: data}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	t, err := sink.ParseTarget(target)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	n := 0
+	for b.Loop() {
+		n++
+		if err := conn.RemoveDurable(b.Context(), bus.RollupsStream(cluster), bus.SinkDurable("contract")); err != nil {
+			b.Fatal(err)
+		}
+		registry := prometheus.NewRegistry()
+		w, err := worker.New(worker.Config{
+			Name: "contract", Kind: s.Kind, Target: t, Clusters: []string{cluster}, Owner: "test",
+			SinkDeps: sink.Deps{Labels: proto.DefaultLabelFormat(), Timeout: time.Minute, Version: "test", Out: io.Discard},
+		}, worker.Deps{Bus: conn, Log: slog.New(slog.DiscardHandler), Telemetry: worker.NewTelemetry(registry)})
+		if err != nil {
+			b.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(b.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- w.Run(ctx) }()
+		for deadline := time.Now().Add(2 * time.Minute); telemetry(b, registry, "heapstream_sink_rollups_written_total") < benchNodes*benchTicks; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				b.Error("not written within 2 min")
+				break
+			}
+		}
+		stop()
+		if err := <-ended; err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(perNode*benchNodes*benchTicks*float64(n)/b.Elapsed().Seconds(), "samples/s")
 }

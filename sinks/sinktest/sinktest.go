@@ -367,9 +367,15 @@ func (st *stage) metric(name string) float64 {
 	if st.registry == nil {
 		return -1
 	}
-	families, err := st.registry.Gather()
+	return telemetry(st.t, st.registry, name)
+}
+
+// telemetry is a number of the one cluster that a worker feeds; -1 where there is none.
+func telemetry(tb testing.TB, registry *prometheus.Registry, name string) float64 {
+	tb.Helper()
+	families, err := registry.Gather()
 	if err != nil {
-		st.t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for _, f := range families {
 		if f.GetName() == name {
@@ -459,9 +465,16 @@ func (s *Suite) wrong(t *testing.T, bad, good Reach, says string) {
 	}
 	st.feed(st.backend.Target(good))
 	st.complete(st.in, false)
+	families, err := st.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, secret := range []string{"right-password", "wrong-password"} {
 		if strings.Contains(st.log.String(), secret) {
 			t.Fatalf("the log has the password:\n%s", st.log.String())
+		}
+		if strings.Contains(fmt.Sprint(families), secret) {
+			t.Fatalf("the telemetry has the password: %s", families)
 		}
 	}
 }

@@ -24,7 +24,8 @@ func command() *daemon.Command {
 		Long: "Reads the rollups that the aggregator publishes and writes them to every --sink. Several processes may be\n" +
 			"started alike: each sink is fed by one of them, and another takes over where that one ends. A destination\n" +
 			"that is down is tried again for as long as it takes, and gets what it missed.\n\n" +
-			"The subcommands work on a running system, by the bus, wherever the sinks run; they need its role admin.\n\n" +
+			"The subcommands but kinds work on a running system, by the bus, wherever the sinks run; they need its role\n" +
+			"admin.\n\n" +
 			sink.OptionsHelp,
 		Flags:    func(fs *pflag.FlagSet) { cfg.Flags(fs); busCfg.Flags(fs) },
 		Validate: func() error { return errors.Join(cfg.Validate(), busCfg.Validate(), some(cfg)) },

@@ -16,7 +16,7 @@ import (
 var update = flag.Bool("update", false, "write testdata anew")
 
 func TestHelp(t *testing.T) {
-	for _, words := range []string{"", "list", "rewind", "pause", "resume", "dead", "dead list", "dead redrive"} {
+	for _, words := range []string{"", "kinds", "list", "rewind", "pause", "resume", "dead", "dead list", "dead redrive"} {
 		var out, errs bytes.Buffer
 		if code := daemon.Execute(t.Context(), command(), append(strings.Fields(words), "--help"), &out, &errs); code != 0 {
 			t.Fatalf("%s: exit %d: %s", words, code, errs.String())
@@ -79,6 +79,10 @@ func TestOperations(t *testing.T) {
 		if got := daemon.Execute(t.Context(), command(), append(args, "--bus-url="+server.URL()), &out, &errs); got != code || !strings.Contains(out.String()+errs.String(), want) {
 			t.Errorf("%v: exit %d, want %d with %q; got\n%s%s", args, got, code, want, out.String(), errs.String())
 		}
+	}
+	var out, errs bytes.Buffer
+	if code := daemon.Execute(t.Context(), command(), []string{"kinds"}, &out, &errs); code != 0 || !strings.Contains(out.String(), "log ") {
+		t.Errorf("kinds: exit %d\n%s%s", code, out.String(), errs.String())
 	}
 	check(0, "db    c        rollups  not fed", "list")
 	check(0, `{"sink":"db","cluster":"c","stream":"rollups","pending":0`, "list", "-o", "json")

@@ -14,15 +14,18 @@ import (
 	"github.com/heapstream/heapstream/sinks"
 )
 
-// operations are what an operator does to sinks that run somewhere.
+// operations are what an operator does to sinks that run somewhere, and what there is to know of sinks.
 func operations() []*daemon.Command {
 	return []*daemon.Command{
+		{
+			Name: "kinds", Short: "list the sinks there are, and what delivery means with each", OneShot: true,
+			Run: func(_ context.Context, d daemon.Deps) error { return sinks.WriteKinds(d.Stdout) },
+		},
 		operation("list", "", "list the sinks and how far each is behind",
 			"One line for each sink, cluster and stream. LOST are messages that left the stream before they were written,\n"+
 				"since the sink wrote last; DEAD are letters: what the sink refused for good.",
 			nil, func(ctx context.Context, op *sinks.Operator, _ string) error { return op.List(ctx) }),
-		rewind(),
-		pause(),
+		rewind(), pause(),
 		operation("resume", "SINK", "let a paused sink go on", "", nil,
 			func(ctx context.Context, op *sinks.Operator, name string) error { return op.Resume(ctx, name) }),
 		{
