@@ -158,12 +158,17 @@ func BenchmarkStep(b *testing.B) {
 		})
 		b.Run(name+"/rate", func(b *testing.B) {
 			s := rate.New()
-			batches := nodeBatches(pods)
+			var batch proto.Batch
 			n := int64(0)
 			b.ReportAllocs()
 			for b.Loop() {
+				b.StopTimer()
 				n++
-				s.Step(batches[n%2], n*15000)
+				if err := dec.Batch(msgs[n%2], &batch); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+				s.Step(&batch, n*15000)
 			}
 			report(b)
 		})

@@ -37,7 +37,7 @@ const (
 // Its rows, by scope:
 //   - node: row 0 the node; then system containers, pods and containers; then this node's shares
 //     of namespaces (KindNamespace, UID filled) and workloads (KindWorkload);
-//   - namespace: row 0 the namespace, then its workloads;
+//   - namespace: row 0 the namespace, then its workloads; all with distributions over their pods;
 //   - totals: row 0 the cluster.
 //
 // A counter's row holds the counter, and where a rate is known its growth (Field Delta) and the

@@ -448,11 +448,11 @@ func columns(dst []proto.Column, values *proto.Columns, counters []counter) []pr
 // 2^63, and growth, spans and marks, which are ours to write.
 func clean(values *proto.Columns) {
 	for _, col := range values.All() {
-		any := int64(0)
+		signs := int64(0)
 		for _, v := range col.Values {
-			any |= v
+			signs |= v
 		}
-		if any >= 0 && col.Field.Sampled() {
+		if signs >= 0 && col.Field.Sampled() {
 			continue
 		}
 		for row, v := range col.Values {
