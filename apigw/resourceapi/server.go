@@ -83,6 +83,7 @@ type Server struct {
 	scheme *runtime.Scheme
 	codecs serializer.CodecFactory
 	hubs   *hubs
+	turns  *turns
 	ready  atomic.Bool // the view has been ready once
 
 	listening chan struct{} // closed when addr is set
@@ -113,6 +114,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		cfg: cfg, deps: deps, scheme: scheme,
 		codecs:    serializer.NewCodecFactory(scheme, serializer.WithStreamingCollectionEncodingToJSON(), serializer.WithStreamingCollectionEncodingToProtobuf()),
 		hubs:      newHubs(deps.Cluster, deps.Now),
+		turns:     newTurns(),
 		listening: make(chan struct{}),
 	}, nil
 }
@@ -204,7 +206,7 @@ func (s *Server) config(listener net.Listener) (*server.RecommendedConfig, error
 	cfg.LivezChecks = []healthz.HealthChecker{healthz.PingHealthz}
 	cfg.ReadyzChecks = []healthz.HealthChecker{healthz.PingHealthz, healthz.NamedCheck("view", s.checkView)}
 	cfg.BuildHandlerChainFunc = func(api http.Handler, c *server.Config) http.Handler {
-		return server.DefaultBuildHandlerChain(withEncoding(s.withCluster(api, c.RequestInfoResolver)), c)
+		return server.DefaultBuildHandlerChain(withEncoding(s.withCluster(s.withTurns(api), c.RequestInfoResolver)), c)
 	}
 	return cfg, nil
 }

@@ -43,6 +43,23 @@ type store struct {
 	formats formats
 }
 
+// paced fills a list by collect, which returns how long it is, and answers with it. A long one waits for its turn, and
+// is filled anew if that took time.
+func (s *store) paced(ctx context.Context, l *list, source Source, collect func() int) (runtime.Object, error) {
+	l.position = source.Seq() // before the items: they may be newer, never older
+	if collect() >= largeList {
+		waited, err := turn(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if waited {
+			l.nodes, l.pods, l.position = l.nodes[:0], l.pods[:0], source.Seq()
+			collect()
+		}
+	}
+	return s.answer(ctx, l), nil
+}
+
 // answer gives a list to whoever can take it: as it is if the request may be answered by our own encoder, else as
 // objects, since making a Table or bare metadata of a list needs them.
 func (s *store) answer(ctx context.Context, l *list) runtime.Object {
@@ -145,22 +162,23 @@ func (s *nodeStore) List(ctx context.Context, options *metainternal.ListOptions)
 	}
 	sel := newSelection(ctx, options)
 	s.warm(ctx, kindNode, options)
-	l := &list{kind: kindNode, position: source.Seq()} // before the items: they may be newer, never older
+	l := &list{kind: kindNode}
 	add := func(n *view.NodeMetrics) {
 		if sel.match("", n.Name, n.Labels) {
 			l.nodes = append(l.nodes, n)
 		}
 	}
-	if sel.name != "" {
-		if n, ok := source.Node(sel.name); ok {
+	collect := func() int {
+		if sel.name == "" {
+			for n := range source.Nodes() {
+				add(n)
+			}
+		} else if n, ok := source.Node(sel.name); ok {
 			add(n)
 		}
-	} else {
-		for n := range source.Nodes() {
-			add(n)
-		}
+		return len(l.nodes)
 	}
-	return s.answer(ctx, l), nil
+	return s.paced(ctx, l, source, collect)
 }
 
 func (s *nodeStore) Watch(ctx context.Context, options *metainternal.ListOptions) (watch.Interface, error) {
@@ -227,22 +245,23 @@ func (s *podStore) List(ctx context.Context, options *metainternal.ListOptions) 
 	}
 	sel := newSelection(ctx, options)
 	s.warm(ctx, kindPod, options)
-	l := &list{kind: kindPod, position: source.Seq()} // before the items: they may be newer, never older
+	l := &list{kind: kindPod}
 	add := func(p *view.PodMetrics) {
 		if sel.match(p.Namespace, p.Name, p.Labels) {
 			l.pods = append(l.pods, p)
 		}
 	}
-	if sel.name != "" && sel.namespace != "" {
-		if p, ok := source.Pod(sel.namespace, sel.name); ok {
+	collect := func() int {
+		if sel.name == "" || sel.namespace == "" {
+			for p := range source.Pods(sel.namespace) {
+				add(p)
+			}
+		} else if p, ok := source.Pod(sel.namespace, sel.name); ok {
 			add(p)
 		}
-	} else {
-		for p := range source.Pods(sel.namespace) {
-			add(p)
-		}
+		return len(l.pods)
 	}
-	return s.answer(ctx, l), nil
+	return s.paced(ctx, l, source, collect)
 }
 
 func (s *podStore) Watch(ctx context.Context, options *metainternal.ListOptions) (watch.Interface, error) {
