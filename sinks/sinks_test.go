@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -83,7 +84,7 @@ func TestFlagsAreHeapsters(t *testing.T) {
 	}
 }
 
-// TestOneSinkDownDelaysNoOther runs a sink that works beside one that nobody answers.
+// TestOneSinkDownDelaysNoOther runs a sink that works beside some that are down from the start, each in its way.
 func TestOneSinkDownDelaysNoOther(t *testing.T) {
 	conn := bustest.Start(t).Conn(t)
 	bustest.Provision(t, conn, "default")
@@ -92,7 +93,15 @@ func TestOneSinkDownDelaysNoOther(t *testing.T) {
 	}
 	pr, pw := io.Pipe()
 	cfg := DefaultConfig()
-	cfg.Sinks = []string{"influxdb:http://127.0.0.1:1?timeout=1s", "log"}
+	stalled, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and never answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stalled.Close()
+	cfg.Sinks = []string{
+		"influxdb:http://127.0.0.1:1?timeout=1s", "influxdb:http://nobody.invalid:1?timeout=1s", "kafka:?brokers=127.0.0.1:1",
+		"influxdb:http://" + stalled.Addr().String(), "kafka:?brokers=" + stalled.Addr().String(), "log",
+	}
 	health := daemon.NewHealth()
 	s, err := New(cfg, Deps{Bus: conn, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(), Health: health, Out: pw})
 	if err != nil {

@@ -110,3 +110,32 @@ func TestLeaseOutlivesTheLeader(t *testing.T) {
 	must(t, err)
 	must(t, second.Release(deadline(t)))
 }
+
+// What an operator does to durables holds on three servers, and when the one that leads them dies.
+func TestOperatorsMoveAndPauseReplicatedDurables(t *testing.T) {
+	t.Parallel()
+	s := bustest.Cluster(t, 3)
+	c := bus.Quick(s.Conn(t))
+	bustest.Provision(t, c, "prod", bustest.Replicas(3))
+	fill(t, c, node, 0, 10, 10)
+	cfg := sinkConfig
+	cfg.New = true
+	open(t, c, cfg).Close()
+	must(t, c.RewindDurable(deadline(t), cfg.Stream, cfg.Name, 1))
+	must(t, c.PauseDurable(deadline(t), cfg.Stream, cfg.Name, time.Now().Add(time.Hour)))
+	s.Kill(leaderOf(t, c, cfg.Stream))
+	d := open(t, c, cfg)
+	lag, err := d.Lag(deadline(t))
+	must(t, err)
+	if lag.Paused.IsZero() || lag.Pending != 10 || lag.Position != 0 {
+		t.Fatalf("after the leader's death: %+v", lag)
+	}
+	must(t, c.PauseDurable(deadline(t), cfg.Stream, cfg.Name, time.Now()))
+	for want := uint64(1); want <= 10; want++ {
+		m := next(t, d)
+		if m.Seq != want {
+			t.Fatalf("got %d, want %d", m.Seq, want)
+		}
+		must(t, m.Ack())
+	}
+}

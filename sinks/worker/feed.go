@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"time"
@@ -306,7 +307,31 @@ func (l *lane) attempt(ctx context.Context, messages []sink.Message) error {
 			cancel()
 		}
 	})
-	return l.sink.Write(within, messages)
+	return l.unhurt(within, messages)
+}
+
+// unhurt is Write, of which a panic is a refusal for good: a message that makes a sink panic would otherwise come
+// again after every restart, and take all other sinks of the process down with it each time. The sink is made
+// anew, since nobody knows what it was in the middle of.
+func (l *lane) unhurt(ctx context.Context, messages []sink.Message) (err error) {
+	defer func() {
+		r := recover()
+		if r == nil {
+			return
+		}
+		err = sink.Permanent(fmt.Errorf("the sink panicked: %v", r))
+		l.log.Error("sink panicked: this is a fault of the program, please report it", "err", l.secrets.Hide(fmt.Sprint(r)), "stack", string(debug.Stack()))
+		cluster := l.cluster
+		if cluster == "" {
+			cluster = messages[0].Cluster
+		}
+		deps := l.w.sinkDeps(cluster)
+		deps.Log = slog.New(slog.DiscardHandler) // warnings about options have been said
+		if anew, newErr := l.w.cfg.Kind.New(l.w.cfg.Target, deps); newErr == nil {
+			l.sink = anew // the old one is left to the collector: Close of what panicked may do anything
+		}
+	}()
+	return l.sink.Write(ctx, messages)
 }
 
 // refusedHeader carries the parts of a message in DEAD that were refused, quoted, one a value.

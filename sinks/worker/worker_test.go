@@ -492,3 +492,29 @@ func TestWhatComesWithEveryMessageIsLoggedOnce(t *testing.T) {
 		t.Fatalf("logged %d times and counted %v", n, count(f.tel.refusedRollups))
 	}
 }
+
+// TestAPanicIsOneMessagesFault: what makes a sink panic is in DEAD, the rest is written by a sink made anew.
+func TestAPanicIsOneMessagesFault(t *testing.T) {
+	f := newFixture(t, "c")
+	want := f.publish("c", 1, 20)
+	made := 0
+	kind := sink.Kind{Key: "memory", New: func(sink.Target, sink.Deps) (sink.Sink, error) { made++; return f.sink, nil }}
+	f.sink.fail = func(ids []string) error {
+		if slices.Contains(ids, want[7]) {
+			panic("index out of range")
+		}
+		return nil
+	}
+	f.runKind(kind, "memory", "c")
+	good := slices.Delete(slices.Clone(want), 7, 8)
+	f.until("the good ones are written", func() bool { return slices.Equal(f.sink.ids(), good) })
+	f.until("the letter is there", func() bool { return count(f.tel.dead) == 1 })
+	for l, err := range f.conn.Letters(t.Context(), bus.SinkLease("m.1")) {
+		if err != nil || l.Reason != "the sink panicked: index out of range" {
+			t.Fatalf("letter %+v, %v", l, err)
+		}
+	}
+	if made < 3 || !strings.Contains(f.log.String(), "sink panicked") {
+		t.Fatalf("%d sinks were made, want one more at each panic", made)
+	}
+}
