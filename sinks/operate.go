@@ -17,8 +17,8 @@ import (
 	"github.com/heapstream/heapstream/proto/daemon"
 )
 
-// Operator does to sinks what a running system needs done from outside: look, rewind, pause, resume, and drive
-// dead letters again. All of it goes by the bus, as bus.RoleAdmin, wherever the workers are and whether or not
+// Operator does to sinks what a running system needs done from outside: look, rewind, pause, resume, forget, and
+// drive dead letters again. All of it goes by the bus, as bus.RoleAdmin, wherever the workers are and whether or not
 // any runs. What would get in a worker's way is done with the sink's lease in hand: the worker stops reading,
 // and goes on from the new position when the lease is free again. An operator that dies in between leaves the
 // lease to run out, and each position where it was or where it was to be.
@@ -340,6 +340,46 @@ func (o *Operator) pause(ctx context.Context, name string, until time.Time, done
 		}
 	}
 	return nil
+}
+
+// Forget removes the places of a sink that is not configured any more, so that it is listed no longer and, should it
+// come back, begins like a new one. It refuses while a worker feeds it. Its letters stay.
+func (o *Operator) Forget(ctx context.Context, name string) error {
+	if _, err := o.of(ctx, name); err != nil {
+		return err
+	}
+	lease, err := o.Bus.TryHold(ctx, bus.SinkLease(name), o.Owner)
+	if errors.Is(err, bus.ErrHeld) {
+		return fmt.Errorf("sink %q is being fed: take it out of the configuration first: %w", name, err)
+	}
+	if err != nil {
+		return err
+	}
+	held, cancel := lease.Context(ctx)
+	defer cancel()
+	err = o.forget(held, name)
+	last, cancelLast := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancelLast()
+	return errors.Join(err, lease.Release(last))
+}
+
+func (o *Operator) forget(ctx context.Context, name string) error {
+	its, err := o.of(ctx, name)
+	if err != nil {
+		return err
+	}
+	for _, p := range its {
+		if err := o.Bus.RemoveDurable(ctx, p.Stream, p.Name); err != nil {
+			return err
+		}
+		if err := o.say(map[string]any{"sink": name, "cluster": p.cluster, "stream": p.what, "state": "forgotten"}, "%s: place in %s of cluster %s forgotten\n", name, p.what, p.cluster); err != nil {
+			return err
+		}
+	}
+	if len(o.Clusters) > 0 {
+		return nil // it may go on in others
+	}
+	return o.Bus.RemoveDurable(ctx, bus.DeadStream, bus.SinkDurable(name))
 }
 
 // letter is one line of Letters.

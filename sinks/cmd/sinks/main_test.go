@@ -16,7 +16,7 @@ import (
 var update = flag.Bool("update", false, "write testdata anew")
 
 func TestHelp(t *testing.T) {
-	for _, words := range []string{"", "kinds", "list", "rewind", "pause", "resume", "dead", "dead list", "dead redrive"} {
+	for _, words := range []string{"", "kinds", "list", "rewind", "pause", "resume", "forget", "dead", "dead list", "dead redrive"} {
 		var out, errs bytes.Buffer
 		if code := daemon.Execute(t.Context(), command(), append(strings.Fields(words), "--help"), &out, &errs); code != 0 {
 			t.Fatalf("%s: exit %d: %s", words, code, errs.String())
@@ -96,4 +96,14 @@ func TestOperations(t *testing.T) {
 	check(1, "there is no sink", "resume", "x")
 	check(0, "LETTER", "dead", "list")
 	check(0, "there is no letter", "dead", "redrive", "db")
+	lease, err := conn.Hold(t.Context(), bus.SinkLease("db"), "worker-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(1, "is being fed: take it out of the configuration first", "forget", "db")
+	if err := lease.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	check(0, "db: place in rollups of cluster c forgotten", "forget", "db")
+	check(1, "there is no sink", "forget", "db")
 }

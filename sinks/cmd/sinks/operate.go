@@ -28,6 +28,9 @@ func operations() []*daemon.Command {
 		rewind(), pause(),
 		operation("resume", "SINK", "let a paused sink go on", "", nil,
 			func(ctx context.Context, op *sinks.Operator, name string) error { return op.Resume(ctx, name) }),
+		operation("forget", "SINK", "remove what is kept of a sink that is not configured any more",
+			"Should it come back under that name, it begins like a new one. Refused while a worker feeds it.", nil,
+			func(ctx context.Context, op *sinks.Operator, name string) error { return op.Forget(ctx, name) }),
 		{
 			Name: "dead", Short: "see what sinks refused for good, and try it again",
 			Commands: []*daemon.Command{
