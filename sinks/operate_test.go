@@ -80,8 +80,14 @@ type system struct {
 }
 
 func newSystem(t *testing.T) *system {
-	s := &system{t: t, server: bustest.Start(t, bustest.Listen)}
-	s.conn = s.server.Conn(t)
+	server := bustest.Start(t, bustest.Listen)
+	s := systemOn(t, server.Conn(t))
+	s.server = server
+	return s
+}
+
+func systemOn(t *testing.T, conn *bus.Conn) *system {
+	s := &system{t: t, conn: conn}
 	bustest.Provision(t, s.conn, "c")
 	if err := s.conn.Register(t.Context(), "c", bus.ClusterInfo{UID: "u", Resolution: time.Second}); err != nil {
 		t.Fatal(err)
@@ -408,6 +414,45 @@ func TestLettersAreTriedAgainByTheirSinkAlone(t *testing.T) {
 	s.ok(s.op.Redrive(t.Context(), ""))
 	if s.out.String() != "there is no letter\n" {
 		t.Errorf("said %q", s.out.String())
+	}
+}
+
+// TestRolesSuffice: workers and operators work with what bus.Permissions says of their roles, and workers may do
+// nothing of what operators do.
+func TestRolesSuffice(t *testing.T) {
+	t.Parallel()
+	for _, cluster := range []string{"c", ""} {
+		users := "{user: all, password: p}\n"
+		for _, role := range []bus.Role{bus.RoleSinks, bus.RoleAdmin} {
+			publish, subscribe := bus.Permissions(role, cluster)
+			quote := func(all []string) string { return `"` + strings.Join(all, `", "`) + `"` }
+			users += fmt.Sprintf("{user: %s, password: p, permissions: {publish: [%s], subscribe: [%s]}}\n", role, quote(publish), quote(subscribe))
+		}
+		server := bustest.Configure(t, "authorization { users = [\n"+users+"] }\n")
+		as := func(role bus.Role) *bus.Conn {
+			return server.Conn(t, bus.Config{User: string(role), Password: "p", InboxPrefix: bus.InboxPrefix(role, cluster)}, slog.New(slog.DiscardHandler))
+		}
+		s := systemOn(t, server.Conn(t, bus.Config{User: "all", Password: "p"}, slog.New(slog.DiscardHandler)))
+		worker, admin := as(bus.RoleSinks), as(bus.RoleAdmin)
+		s.behave(true, 0)
+		s.publish(1, 3)
+		s.conn = worker
+		stop := s.feed("")
+		s.conn, s.op = admin, NewOperator(admin, &s.out)
+		s.until("all is refused", func() bool { return s.line().Dead == 3 })
+		s.behave(false, 0)
+		s.ok(s.op.Letters(t.Context(), ""))
+		s.ok(s.op.Redrive(t.Context(), "db"))
+		s.want(ticks(1, 3))
+		s.ok(s.op.Pause(t.Context(), "db", time.Hour))
+		s.ok(s.op.Resume(t.Context(), "db"))
+		s.ok(s.op.Rewind(t.Context(), "db", RewindTo{Start: true}, nil, false))
+		s.want(ticks(1, 3), ticks(1, 3))
+		if err := NewOperator(worker, io.Discard).Pause(t.Context(), "db", time.Hour); !errors.Is(err, bus.ErrNotPermitted) {
+			t.Errorf("a worker pauses: %v", err)
+		}
+		stop()
+		s.ok(s.op.Forget(t.Context(), "db"))
 	}
 }
 
