@@ -15,6 +15,7 @@ import (
 
 	"github.com/heapstream/heapstream/proto/bus"
 	"github.com/heapstream/heapstream/proto/daemon"
+	"github.com/heapstream/heapstream/sinks/worker"
 )
 
 // Operator does to sinks what a running system needs done from outside: look, rewind, pause, resume, forget, and
@@ -408,7 +409,7 @@ func (o *Operator) letters(ctx context.Context, name string, each func(letter, b
 		if !ok {
 			continue // an aggregator's, a gateway's
 		}
-		one := letter{Letter: l.DeadSeq, Sink: sink, Stream: l.Stream, Seq: l.Seq, Subject: l.Subject, Time: l.Time, Reason: l.Reason, Parts: l.Header["Hs-Refused"]}
+		one := letter{Letter: l.DeadSeq, Sink: sink, Stream: l.Stream, Seq: l.Seq, Subject: l.Subject, Time: l.Time, Reason: l.Reason, Parts: l.Header[worker.RefusedHeader]}
 		if err := each(one, l); err != nil {
 			return err
 		}
@@ -437,10 +438,21 @@ func (o *Operator) Letters(ctx context.Context, name string) error {
 
 // Redrive gives letters back to the sinks that could not write them: of one sink, or of all where name is empty.
 // They are written as soon as a worker runs, whole, beside what is new; what is refused again is a letter again.
-// Letters that it did not come to stay where they are.
+// Letters that it did not come to stay where they are, as do those of sinks that there are no more.
 func (o *Operator) Redrive(ctx context.Context, name string) error {
-	counts := map[string]int{}
-	err := o.letters(ctx, name, func(l letter, from bus.DeadLetter) error {
+	durables, err := o.Bus.SinkDurables(ctx, bus.DeadStream)
+	if err != nil {
+		return err
+	}
+	readers, counts, left := map[string]bool{}, map[string]int{}, map[string]int{}
+	for _, d := range durables {
+		readers[d.Sink] = true
+	}
+	err = o.letters(ctx, name, func(l letter, from bus.DeadLetter) error {
+		if !readers[l.Sink] {
+			left[l.Sink]++
+			return nil
+		}
 		if _, err := o.Bus.Redrive(ctx, from); err != nil {
 			return err
 		}
@@ -449,6 +461,9 @@ func (o *Operator) Redrive(ctx context.Context, name string) error {
 	})
 	for _, sink := range slices.Sorted(maps.Keys(counts)) {
 		err = errors.Join(err, o.say(map[string]any{"sink": sink, "letters": counts[sink]}, "%s: %d letters are tried again\n", sink, counts[sink]))
+	}
+	for _, sink := range slices.Sorted(maps.Keys(left)) {
+		err = errors.Join(err, fmt.Errorf("%d letters of sink %q stay: it has not run under that name since its letters can be tried again", left[sink], sink))
 	}
 	if len(counts) == 0 && err == nil {
 		return o.say(map[string]any{"letters": 0}, "there is no letter\n")

@@ -415,6 +415,14 @@ func TestLettersAreTriedAgainByTheirSinkAlone(t *testing.T) {
 	if s.out.String() != "there is no letter\n" {
 		t.Errorf("said %q", s.out.String())
 	}
+	// What nobody would read is not given away.
+	s.ok(s.conn.Dead(t.Context(), bus.DeadLetter{Reader: bus.SinkLease("gone"), Stream: "S", Subject: "s", Seq: 1}))
+	if err := s.op.Redrive(t.Context(), ""); err == nil || !strings.Contains(err.Error(), `1 letters of sink "gone" stay`) {
+		t.Errorf("letters of a sink that is gone: %v", err)
+	}
+	if n, err := s.conn.LetterCounts(t.Context()); err != nil || n[bus.SinkLease("gone")] != 1 {
+		t.Errorf("letters %v, %v", n, err)
+	}
 }
 
 // TestRolesSuffice: workers and operators work with what bus.Permissions says of their roles, and workers may do

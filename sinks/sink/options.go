@@ -193,7 +193,9 @@ func (o *Options) Done() error {
 	return errors.Join(o.errs...)
 }
 
-// Common are the options that every sink has; see OptionsHelp.
+// Common are the options that every sink has; see OptionsHelp. None of them has a name that an option of
+// Heapster's had with another meaning: gcm's `metrics=all` are all that Heapster had, which is why what goes
+// beyond is `extended`.
 type Common struct {
 	ClusterName string        // `cluster_name`: what the sink calls the cluster; its name on the bus where not given
 	Named       bool          // `cluster_name` was given

@@ -149,6 +149,7 @@ func (f *feeder) read(ctx context.Context, cfg bus.DurableConfig, attempts *int,
 	defer watch.Wait()
 	defer stop()
 	lanes := max(1, len(f.lanes))
+	most := min(maxBatchBytes*lanes, maxBytesAtOnce)
 	for {
 		batch, err := f.durable.NextBatch(ctx, f.w.cfg.Batch*lanes)
 		if err != nil {
@@ -157,7 +158,7 @@ func (f *feeder) read(ctx context.Context, cfg bus.DurableConfig, attempts *int,
 		*attempts = 0
 		for len(batch) > 0 {
 			n, size := 0, 0
-			for n < len(batch) && (n == 0 || size+len(batch[n].Data) <= maxBatchBytes*lanes) {
+			for n < len(batch) && (n == 0 || size+len(batch[n].Data) <= most) {
 				size += len(batch[n].Data)
 				n++
 			}
@@ -334,8 +335,8 @@ func (l *lane) unhurt(ctx context.Context, messages []sink.Message) (err error) 
 	return l.sink.Write(ctx, messages)
 }
 
-// refusedHeader carries the parts of a message in DEAD that were refused, quoted, one a value.
-const refusedHeader = "Hs-Refused"
+// RefusedHeader carries the parts of a message in DEAD that were refused, quoted, one a value.
+const RefusedHeader = "Hs-Refused"
 
 // Bounds of what a letter says about refused parts, which comes on top of the message.
 const (
@@ -381,7 +382,7 @@ func (f *feeder) settle(ctx context.Context, in []bus.Delivery, refused []sink.R
 func (f *feeder) dead(ctx context.Context, d bus.Delivery, reason string, parts []string) error {
 	letter := d.Letter(bus.SinkLease(f.w.cfg.Name), reason)
 	if len(parts) > 0 {
-		header := map[string][]string{refusedHeader: parts}
+		header := map[string][]string{RefusedHeader: parts}
 		for k, v := range letter.Header {
 			header[k] = v
 		}

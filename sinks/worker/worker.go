@@ -8,7 +8,8 @@
 //   - a passing error: the batch stays in hand, held on the bus, and is written again after a delay that
 //     grows from [Retry], with jitter, or after what the destination asked for; for as long as it takes.
 //     Nothing is handed back to the bus meanwhile, which would reorder;
-//   - a permanent one: which message is meant is found by halves; it goes to DEAD with the reason;
+//   - a permanent one, or a panic: which message is meant is found by halves; it goes to DEAD with the
+//     reason;
 //   - a partial one: the messages with refused parts are copied to DEAD, the parts in headers
 //     (Hs-Refused), and the batch is acknowledged.
 //
@@ -64,6 +65,8 @@ const (
 	// maxBatchBytes bounds the encoded rollups of one Write; a larger one goes alone. Decoded they take
 	// about ten times as much.
 	maxBatchBytes = 1 << 20
+	// maxBytesAtOnce bounds the same where several sinks of one target write parts of a batch.
+	maxBytesAtOnce = 8 << 20
 )
 
 // Deps is what a worker gets from the program.
