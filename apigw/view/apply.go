@@ -135,13 +135,16 @@ func (c *Cluster) present(r *proto.Rollup, o Origin, before *nodeState) *nodeSta
 		for len(members) > 0 && st.table.Entities[members[0]].Parent < pod.row {
 			members = members[1:]
 		}
+		prior := before.pod(p, e)
+		if prior != nil {
+			pod.slot = prior.slot
+		}
 		if e.Phase != proto.PhaseRunning {
 			continue
 		}
 		m := PodMetrics{Namespace: e.Namespace, Name: e.Name, UID: e.UID, Node: r.Name, Labels: e.Labels, Seq: o.Seq}
 		from, complete, oldest := len(usages), true, int64(0)
 		pod.expires = int64(1<<63 - 1)
-		prior := c.prior(e, before)
 		for _, row := range members {
 			child := &st.table.Entities[row]
 			if child.Parent != pod.row {
@@ -220,8 +223,22 @@ func seenAt(r *proto.Rollup, row int, o Origin) int64 {
 	return at
 }
 
-// prior returns the state of the pod in the node's rollup before, or nil.
-func (c *Cluster) prior(e *proto.Entity, before *nodeState) *podState {
+// pod returns the state of the p-th pod if that is still the one called as e and in its place, or nil. Pods mostly stand
+// where they stood in the rollup before, so that looking there saves searching for them.
+func (st *nodeState) pod(p int, e *proto.Entity) *podState {
+	if st == nil || p >= len(st.pods) {
+		return nil
+	}
+	before := &st.pods[p]
+	was := &st.table.Entities[before.row]
+	if was.Name != e.Name || was.Namespace != e.Namespace || before.slot.state.Load() != before {
+		return nil
+	}
+	return before
+}
+
+// held returns the state of the pod that is called as e, if it is of the node's state before; or nil.
+func (c *Cluster) held(e *proto.Entity, before *nodeState) *podState {
 	if before == nil {
 		return nil
 	}
@@ -229,7 +246,7 @@ func (c *Cluster) prior(e *proto.Entity, before *nodeState) *podState {
 	if slot == nil {
 		return nil
 	}
-	if st := slot.state.Load(); st != nil && st.node == before && st.metrics != nil && st.metrics.UID == e.UID {
+	if st := slot.state.Load(); st != nil && st.node == before {
 		return st
 	}
 	return nil
@@ -244,8 +261,8 @@ func (p *podState) at(i int, container string, sample int64) int64 {
 }
 
 // identities returns the rows that readers need to know by more than their numbers: all but the shares of
-// workloads, in a table without values. Labels that did not change are those of the state before, so
-// that no message is kept alive by them.
+// workloads, in a table without values. What did not change is that of the state before, so that no message is kept
+// alive by it: mostly the whole table, else labels.
 func identities(r *proto.Rollup, before *nodeState) *proto.Table {
 	n := 0
 	for i := range r.Entities {
@@ -254,19 +271,38 @@ func identities(r *proto.Rollup, before *nodeState) *proto.Table {
 		}
 		n++
 	}
-	t := &proto.Table{Entities: slices.Clone(r.Entities[:n]), Scraped: r.Scraped}
-	for i := range t.Entities {
+	var was []proto.Entity
+	if before != nil {
+		was = before.table.Entities
+	}
+	same := 0
+	for same < min(n, len(was)) && sameEntity(&r.Entities[same], &was[same]) {
+		same++
+	}
+	if before != nil && same == n && n == len(was) {
+		return before.table
+	}
+	t := &proto.Table{Entities: slices.Clone(r.Entities[:n])}
+	copy(t.Entities, was[:same])
+	for i := same; i < n; i++ {
 		e := &t.Entities[i]
 		if len(e.Labels) == 0 {
 			continue
 		}
-		if before != nil && i < len(before.table.Entities) && slices.Equal(e.Labels, before.table.Entities[i].Labels) {
-			e.Labels = before.table.Entities[i].Labels
+		if i < len(was) && slices.Equal(e.Labels, was[i].Labels) {
+			e.Labels = was[i].Labels
 		} else {
 			e.Labels = slices.Clone(e.Labels)
 		}
 	}
 	return t
+}
+
+// sameEntity reports whether two entities are equal in everything.
+func sameEntity(a, b *proto.Entity) bool {
+	return a.Name == b.Name && a.UID == b.UID && a.Namespace == b.Namespace &&
+		a.Kind == b.Kind && a.Phase == b.Phase && a.Flags == b.Flags && a.Parent == b.Parent &&
+		a.Image == b.Image && a.Hostname == b.Hostname && a.HostID == b.HostID && a.Owner == b.Owner && slices.Equal(a.Labels, b.Labels)
 }
 
 // placePods gives each pod of a node's new state its slot, making those that are missing.
@@ -276,7 +312,10 @@ func (c *Cluster) placePods(st *nodeState) {
 	for i := range st.pods {
 		p := &st.pods[i]
 		e := &st.table.Entities[p.row]
-		slot := findPod(all, e.Namespace, e.Name)
+		slot := p.slot
+		if slot == nil {
+			slot = findPod(all, e.Namespace, e.Name)
+		}
 		if slot == nil {
 			slot = &podSlot{name: e.Name}
 			if fresh == nil {

@@ -2,7 +2,9 @@ package view
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -169,4 +171,63 @@ func BenchmarkPresentMemory(b *testing.B) {
 		runtime.KeepAlive(v)
 	}
 	b.ReportMetric(mib, "MiB/1000containers")
+}
+
+// BenchmarkIngestMany decodes and applies the rollups of many nodes in turn, tick after tick, as a gateway does: what
+// one node's rollup needs is not in the processor's caches when its turn comes. Counters grow, gauges walk.
+func BenchmarkIngestMany(b *testing.B) {
+	const nodes, ticks = 200, 6
+	v, err := New(Config{Window: DefaultWindow}, Deps{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	c, err := v.Add("c")
+	if err != nil {
+		b.Fatal(err)
+	}
+	enc, dec := proto.NewEncoder(), proto.NewDecoder()
+	first := proto.TickAt(begin, resolution)
+	messages := make([][]byte, 0, nodes*ticks)
+	rollups := make([]*proto.Rollup, nodes)
+	random := rand.New(rand.NewPCG(1, 2))
+	for range ticks {
+		for n := range rollups {
+			if rollups[n] == nil {
+				rollups[n] = largeNode(fmt.Sprintf("node-%04d", n), first)
+			}
+			r := rollups[n]
+			for row := range r.Entities {
+				for id := proto.MetricID(2); id < 30; id++ {
+					m := proto.MetricByID(id)
+					if m == nil || m.Formula != proto.FormulaNone || m.Group == proto.GroupNone {
+						continue
+					}
+					if m.Shape == proto.Counter {
+						grown := random.Int64N(1 << 30)
+						r.Values.Add(row, id.Field(), grown)
+						r.Values.Set(row, id.Delta(), grown)
+					} else {
+						r.Values.Add(row, id.Field(), (random.Int64N(400)-200)*4096)
+					}
+				}
+			}
+			data, err := enc.Rollup(r)
+			if err != nil {
+				b.Fatal(err)
+			}
+			messages = append(messages, slices.Clone(data))
+		}
+	}
+	var r proto.Rollup
+	i := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := dec.Rollup(messages[i%len(messages)], &r); err != nil {
+			b.Fatal(err)
+		}
+		r.Tick = first.Add(i/nodes, resolution)
+		c.Apply(&r, Origin{Seq: uint64(i), Time: r.Tick.Time(), Live: true})
+		i++
+	}
+	b.ReportMetric(float64(len(messages[0])), "B/message")
 }
