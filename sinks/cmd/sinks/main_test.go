@@ -76,7 +76,7 @@ func TestOperations(t *testing.T) {
 	check := func(code int, want string, args ...string) {
 		t.Helper()
 		var out, errs bytes.Buffer
-		if got := daemon.Execute(t.Context(), command(), append(args, "--bus-url="+server.URL()), &out, &errs); got != code || !strings.Contains(out.String()+errs.String(), want) {
+		if got := daemon.Execute(t.Context(), command(), append(args, "--bus-url="+server.URL(), "--patience=2m"), &out, &errs); got != code || !strings.Contains(out.String()+errs.String(), want) {
 			t.Errorf("%v: exit %d, want %d with %q; got\n%s%s", args, got, code, want, out.String(), errs.String())
 		}
 	}
