@@ -39,8 +39,11 @@ type feeder struct {
 
 	warned map[string]*warning // by text; under mu
 
-	paused time.Time // until when, as logged last; of the goroutine that looks at the lag
-	behind bool      // as logged last; likewise
+	// Of the goroutine that looks at the lag.
+	paused   time.Time // until when, as logged last
+	behind   bool      // as logged last
+	lost     uint64    // not logged yet
+	saidLost time.Time
 }
 
 // warning is one that may come with every message.
@@ -494,9 +497,17 @@ func (f *feeder) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	f.told(lag)
+	return nil
+}
+
+// told acts on what the server says of the lag.
+func (f *feeder) told(lag bus.Lag) {
 	f.tel.lag(lag.Pending+uint64(max(0, lag.Unacked)), lag.Oldest) //nolint:gosec // not negative
-	if more := f.tel.lose(lag.Lost); more > 0 {
-		f.log.Warn("messages left the stream before this sink had them", "lost", more, "stream", f.stream)
+	f.lost += f.tel.lose(lag.Lost)
+	if now := time.Now(); f.lost > 0 && now.Sub(f.saidLost) >= repeat {
+		f.log.Warn("messages left the stream before this sink had them", "lost", f.lost, "stream", f.stream)
+		f.lost, f.saidLost = 0, now
 	}
 	if !lag.Paused.Equal(f.paused) {
 		if f.paused = lag.Paused; f.paused.IsZero() {
@@ -514,7 +525,6 @@ func (f *feeder) look(ctx context.Context) error {
 		f.behind = false
 		f.log.Info("sink has caught up", "oldest", lag.Oldest.Round(time.Millisecond))
 	}
-	return nil
 }
 
 // farBehind is how old the oldest message not written is when a sink is said to be behind: a tenth of the least

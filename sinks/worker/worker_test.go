@@ -518,3 +518,46 @@ func TestAPanicIsOneMessagesFault(t *testing.T) {
 		t.Fatalf("%d sinks were made, want one more at each panic", made)
 	}
 }
+
+// TestLagIsToldWhenItChanges: behind, caught up, paused and resumed, each once; lost at once, and from
+// then on now and then.
+func TestLagIsToldWhenItChanges(t *testing.T) {
+	f := newFixture(t)
+	w, err := New(Config{Name: "m.1", Kind: f.sink.kind(), Target: sink.Target{Key: "memory"}},
+		Deps{Bus: f.conn, Log: slog.New(slog.NewTextHandler(&f.log, nil)), Telemetry: f.tel})
+	if err != nil {
+		t.Fatal(err)
+	}
+	feeder := w.newFeeder("c", bus.RollupsStream("c"))
+	defer feeder.close()
+	check := func(l bus.Lag, want ...string) {
+		t.Helper()
+		before := len(f.log.String())
+		feeder.told(l)
+		feeder.told(l) // the same again says nothing
+		got := strings.Count(f.log.String()[before:], "\n")
+		for _, text := range want {
+			if !strings.Contains(f.log.String()[before:], text) {
+				t.Errorf("%+v: logged %q, want %q", l, f.log.String()[before:], text)
+			}
+		}
+		if got != len(want) {
+			t.Errorf("%+v: logged %q, want %d lines", l, f.log.String()[before:], len(want))
+		}
+	}
+	until := time.Now().Add(time.Hour)
+	check(bus.Lag{})
+	check(bus.Lag{Pending: 3, Oldest: time.Minute})
+	check(bus.Lag{Pending: 9, Unacked: 1, Oldest: 3 * time.Minute}, "sink is behind")
+	if f.lag() != 10 {
+		t.Errorf("%d pending, want 10", f.lag())
+	}
+	check(bus.Lag{Pending: 5, Oldest: time.Minute}) // better, and not yet well
+	check(bus.Lag{}, "sink has caught up")
+	check(bus.Lag{Paused: until, Lost: 4}, "sink is paused", "lost=4")
+	check(bus.Lag{Paused: until, Lost: 6}) // counted, and logged some minutes later
+	check(bus.Lag{}, "sink is resumed")
+	if count(f.tel.lost) != 6 {
+		t.Errorf("%v lost, want 6", count(f.tel.lost))
+	}
+}
