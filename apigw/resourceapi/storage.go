@@ -43,21 +43,81 @@ type store struct {
 	formats formats
 }
 
-// paced fills a list by collect, which returns how long it is, and answers with it. A long one waits for its turn, and
-// is filled anew if that took time.
-func (s *store) paced(ctx context.Context, l *list, source Source, collect func() int) (runtime.Object, error) {
-	l.position = source.Seq() // before the items: they may be newer, never older
-	if collect() >= largeList {
+// list answers with all of a kind that is selected. A long list waits for its turn, and is filled anew if that took time.
+func (s *store) list(ctx context.Context, kind string, options *metainternal.ListOptions) (runtime.Object, error) {
+	source, err := s.source(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sel := newSelection(ctx, options)
+	l := &list{kind: kind}
+	if err := s.fill(ctx, l, source, options, &sel); err != nil {
+		return nil, err
+	}
+	if len(l.nodes)+len(l.pods) >= largeList {
 		waited, err := turn(ctx)
+		if err == nil && waited {
+			err = s.fill(ctx, l, source, options, &sel)
+		}
 		if err != nil {
 			return nil, err
 		}
-		if waited {
-			l.nodes, l.pods, l.position = l.nodes[:0], l.pods[:0], source.Seq()
-			collect()
-		}
 	}
 	return s.answer(ctx, l), nil
+}
+
+// fill puts what is served now into a list; what the list had is forgotten.
+func (s *store) fill(ctx context.Context, l *list, source Source, options *metainternal.ListOptions, sel *selection) error {
+	l.nodes, l.pods = l.nodes[:0], l.pods[:0]
+	add := func(r *row) {
+		if !sel.matchRow(r) {
+			return
+		}
+		if r.node != nil {
+			l.nodes = append(l.nodes, r.node)
+		} else {
+			l.pods = append(l.pods, r.pod)
+		}
+	}
+	if mayWatch(options) {
+		cluster, err := s.cluster(ctx)
+		if err != nil {
+			return err
+		}
+		rows, position, err := s.hubs.of(cluster, l.kind).snapshot()
+		if err != nil {
+			return err
+		}
+		l.position = position
+		for i := range rows {
+			add(&rows[i])
+		}
+		return nil
+	}
+	l.position = source.Seq() // before the items: they may be newer, never older
+	switch {
+	case l.kind == kindNode && sel.name != "":
+		if n, ok := source.Node(sel.name); ok {
+			add(&row{node: n})
+		}
+	case l.kind == kindNode:
+		for n := range source.Nodes() {
+			if sel.match("", n.Name, n.Labels) {
+				l.nodes = append(l.nodes, n)
+			}
+		}
+	case sel.name != "" && sel.namespace != "":
+		if p, ok := source.Pod(sel.namespace, sel.name); ok {
+			add(&row{pod: p})
+		}
+	default:
+		for p := range source.Pods(sel.namespace) {
+			if sel.match(p.Namespace, p.Name, p.Labels) {
+				l.pods = append(l.pods, p)
+			}
+		}
+	}
+	return nil
 }
 
 // answer gives a list to whoever can take it: as it is if the request may be answered by our own encoder, else as
@@ -101,6 +161,14 @@ func (s *selection) match(namespace, name string, l []proto.Label) bool {
 	s.probe = l
 	return (s.labels == nil || s.labels.Matches(&s.probe)) &&
 		(s.fields == nil || s.fields.Matches(fieldSet{namespace: namespace, name: name}))
+}
+
+// matchRow is match, and whether the row is of the namespace asked for.
+func (s *selection) matchRow(r *row) bool {
+	if r.node != nil {
+		return s.match("", r.node.Name, r.node.Labels)
+	}
+	return (s.namespace == "" || s.namespace == r.pod.Namespace) && s.match(r.pod.Namespace, r.pod.Name, r.pod.Labels)
 }
 
 // fieldSet are the two fields that can be selected by.
@@ -156,29 +224,7 @@ func (s *nodeStore) Get(ctx context.Context, name string, _ *metav1.GetOptions) 
 }
 
 func (s *nodeStore) List(ctx context.Context, options *metainternal.ListOptions) (runtime.Object, error) {
-	source, err := s.source(ctx)
-	if err != nil {
-		return nil, err
-	}
-	sel := newSelection(ctx, options)
-	s.warm(ctx, kindNode, options)
-	l := &list{kind: kindNode}
-	add := func(n *view.NodeMetrics) {
-		if sel.match("", n.Name, n.Labels) {
-			l.nodes = append(l.nodes, n)
-		}
-	}
-	collect := func() int {
-		if sel.name == "" {
-			for n := range source.Nodes() {
-				add(n)
-			}
-		} else if n, ok := source.Node(sel.name); ok {
-			add(n)
-		}
-		return len(l.nodes)
-	}
-	return s.paced(ctx, l, source, collect)
+	return s.list(ctx, kindNode, options)
 }
 
 func (s *nodeStore) Watch(ctx context.Context, options *metainternal.ListOptions) (watch.Interface, error) {
@@ -239,29 +285,7 @@ func (s *podStore) Get(ctx context.Context, name string, _ *metav1.GetOptions) (
 }
 
 func (s *podStore) List(ctx context.Context, options *metainternal.ListOptions) (runtime.Object, error) {
-	source, err := s.source(ctx)
-	if err != nil {
-		return nil, err
-	}
-	sel := newSelection(ctx, options)
-	s.warm(ctx, kindPod, options)
-	l := &list{kind: kindPod}
-	add := func(p *view.PodMetrics) {
-		if sel.match(p.Namespace, p.Name, p.Labels) {
-			l.pods = append(l.pods, p)
-		}
-	}
-	collect := func() int {
-		if sel.name == "" || sel.namespace == "" {
-			for p := range source.Pods(sel.namespace) {
-				add(p)
-			}
-		} else if p, ok := source.Pod(sel.namespace, sel.name); ok {
-			add(p)
-		}
-		return len(l.pods)
-	}
-	return s.paced(ctx, l, source, collect)
+	return s.list(ctx, kindPod, options)
 }
 
 func (s *podStore) Watch(ctx context.Context, options *metainternal.ListOptions) (watch.Interface, error) {

@@ -34,13 +34,14 @@ import (
 // Versions are sequences of ROLLUPS, alike on all gateways. A difference that is found between the sequences A (read
 // before looking) and B (read after it) is of what was applied up to B, and all that was applied up to A is in it. So
 // its entry stands for the sequence of the rollup that made it (B for what vanished, which nobody says), and shows at
-// most A. Who comes back with a version gets every entry that stands for it or for a later one: perhaps one twice, never
-// one too few.
+// most A, so that versions never fall. Who comes back with a version gets the log from the first entry on that stands
+// for it or for a later one: perhaps an entry twice, never one too few, and of each object the last one last. Lists that
+// a watch may follow are of a look, too: see mayWatch.
 const (
 	lookEvery = 100 * time.Millisecond
 	// expireEvery: what vanishes because nothing is heard of it vanishes without a message.
 	expireEvery = time.Second
-	// warmEvery and warmFor: a list may be followed by a watch from its version, so what it saw is kept for a while.
+	// warmEvery and warmFor: a list may be followed by a watch from its version, so the log goes on for a while.
 	warmEvery = 10 * time.Second
 	warmFor   = 5 * time.Minute
 	// bookmarkEvery is less than the log goes back.
@@ -232,14 +233,16 @@ func (h *hub) tick() {
 	}
 }
 
-// warm makes sure that a watch can begin at what is served now.
-func (h *hub) warm() {
+// snapshot returns what is served now, as the log goes on from it, and its version. The rows must not be altered.
+func (h *hub) snapshot() ([]row, uint64, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.wanted = time.Now()
+	h.look(h.wanted)
 	if h.of == nil {
-		h.look(h.wanted)
+		return nil, 0, apierrors.NewServiceUnavailable("the cluster is not in the view")
 	}
+	return h.rows, h.position, nil
 }
 
 // end forgets everything and tells the watches. The caller holds mu.
@@ -370,7 +373,7 @@ func (h *hub) tryStart(from uint64, version string, initial bool) (*hubWatch, er
 	case from > max(h.position, h.of.Seq()):
 		return nil, nil
 	}
-	w := &hubWatch{hub: h, life: h.life, next: h.first + int64(len(h.log)), until: h.first + int64(len(h.log))}
+	w := &hubWatch{hub: h, life: h.life, next: h.first + int64(len(h.log))}
 	switch {
 	case initial:
 		w.initial, w.position = h.rows, h.position
@@ -378,7 +381,10 @@ func (h *hub) tryStart(from uint64, version string, initial bool) (*hubWatch, er
 		if int64(from) <= h.lost { //nolint:gosec // 63 bits: see parseVersion
 			return nil, expired(version)
 		}
-		w.next, w.least, w.position = h.first, from, from
+		w.position = from
+		if i := slices.IndexFunc(h.log, func(e entry) bool { return e.seq >= from }); i >= 0 {
+			w.next = h.first + int64(i)
+		}
 	default:
 		w.position = h.position
 	}
@@ -403,8 +409,6 @@ type hubWatch struct {
 	life     int
 	initial  []row  // to be shown first
 	next     int64  // entry to be read next
-	until    int64  // entries before it that stand for less than least have been seen
-	least    uint64 // see until
 	position uint64 // all of which has been read
 }
 
@@ -483,18 +487,13 @@ func (w *watcher) run(ctx context.Context) {
 	bookmark := time.NewTicker(bookmarkEvery)
 	defer bookmark.Stop()
 	for {
-		at := w.place.next
 		n, wait, behind := w.place.entries(batch[:])
 		if behind {
 			w.expire(ctx)
 			return
 		}
 		for i := range batch[:n] {
-			e := &batch[i]
-			if at+int64(i) < w.place.until && e.seq < w.place.least {
-				continue
-			}
-			event, ok := w.event(e)
+			event, ok := w.event(&batch[i])
 			if ok && !w.send(ctx, event) {
 				return
 			}
@@ -518,16 +517,7 @@ func (w *watcher) run(ctx context.Context) {
 }
 
 func (w *watcher) matches(i *item) bool {
-	if i == nil {
-		return false
-	}
-	if i.node != nil {
-		return w.selection.match("", i.node.Name, i.node.Labels)
-	}
-	if w.selection.namespace != "" && i.pod.Namespace != w.selection.namespace {
-		return false
-	}
-	return w.selection.match(i.pod.Namespace, i.pod.Name, i.pod.Labels)
+	return i != nil && w.selection.matchRow(&row{pod: i.pod, node: i.node})
 }
 
 // event is what an entry means to who selects.
@@ -710,13 +700,9 @@ func (s *store) watch(ctx context.Context, kind string, options *metainternal.Li
 	return w, nil
 }
 
-// warm prepares for a watch from the version of a list, where the client is one that may go on to watch: it asks for
-// pages or for a version.
-func (s *store) warm(ctx context.Context, kind string, options *metainternal.ListOptions) {
-	if options == nil || options.Limit == 0 && options.ResourceVersion == "" {
-		return
-	}
-	if cluster, err := s.cluster(ctx); err == nil {
-		s.hubs.of(cluster, kind).warm()
-	}
+// mayWatch reports whether a list is of a client that may go on to watch from its version: one that asks for pages or for
+// a version. Such a list is of the last look, since what came and went between two looks is in no event: who had seen it
+// would keep it for ever.
+func mayWatch(options *metainternal.ListOptions) bool {
+	return options != nil && (options.Limit > 0 || options.ResourceVersion != "")
 }

@@ -439,11 +439,12 @@ func TestNoChangeIsMissed(t *testing.T) {
 		change := func() {
 			source.put(aPod("ns", fmt.Sprint("p", r.IntN(8)), fmt.Sprint("a", r.IntN(2)), r.Int64N(3)), aPod("ns", fmt.Sprint("p", r.IntN(8)), "a0", r.Int64N(3)))
 		}
-		source.step = func() {
-			if r.IntN(6) == 0 {
+		calm, race := func() {}, func() {
+			if r.IntN(3) == 0 {
 				change()
 			}
 		}
+		source.step = race
 		hub := newHubs(func(string) (Source, bool) { return source, true }, time.Now).of("", kindPod)
 		selector, err := labels.Parse("app=a0")
 		if err != nil {
@@ -458,25 +459,36 @@ func TestNoChangeIsMissed(t *testing.T) {
 			}
 		}
 		state, version := map[string]int64{}, ""
+		look := func() {
+			hub.mu.Lock()
+			defer hub.mu.Unlock()
+			hub.look(time.Now())
+		}
 		list := func() {
-			hub.warm()
-			version = resourceVersion(source.Seq())
-			served(state)
+			rows, position, err := hub.snapshot()
+			if err != nil {
+				t.Fatal(err)
+			}
+			version = resourceVersion(position)
+			clear(state)
+			for _, r := range rows {
+				if selector.Matches(view.Labels(r.pod.Labels)) {
+					state[r.pod.Name] = r.pod.Containers[0].CPU
+				}
+			}
 		}
 		list()
 		const rounds = 40
 		for round := range int64(rounds) {
 			last := round == rounds-1
-			if last {
-				source.step = func() {} // no more changes than those before the mark
-			}
 			for range r.IntN(3) {
 				change()
 			}
+			source.step = race
+			look()
+			source.step = calm
 			source.put(aPod("ns", "z", "a0", round+1)) // the mark: the last to be told of this round
-			hub.mu.Lock()
-			hub.look(time.Now())
-			hub.mu.Unlock()
+			look()
 			place, err := hub.start(t.Context(), version, false)
 			if apierrors.IsResourceExpired(err) {
 				list()
@@ -488,6 +500,7 @@ func TestNoChangeIsMissed(t *testing.T) {
 			w := &watcher{place: place, selection: selection{labels: selector}, kind: kindPod, events: make(chan watch.Event), stop: make(chan struct{})}
 			done := make(chan struct{})
 			go func() { defer close(done); w.run(t.Context()) }()
+			shown := uint64(0)
 			breaks := r.IntN(12) // after so many events, or at the mark
 			for n := 0; last || n < breaks; n++ {
 				e := <-w.events
@@ -500,19 +513,21 @@ func TestNoChangeIsMissed(t *testing.T) {
 				} else {
 					state[i.pod.Name] = i.pod.Containers[0].CPU
 				}
-				version = resourceVersion(i.version)
+				if i.version < shown {
+					t.Fatalf("seed %d, round %d: version %d comes after %d", seed, round, i.version, shown)
+				}
+				shown, version = i.version, resourceVersion(i.version)
 				if i.pod.Name == "z" && i.pod.Containers[0].CPU == round+1 {
+					want := map[string]int64{}
+					if served(want); !maps.Equal(state, want) {
+						t.Fatalf("seed %d, round %d: the client has %v, served are %v", seed, round, state, want)
+					}
 					break
 				}
 			}
 			w.Stop()
 			<-done
 			place.close()
-		}
-		want := map[string]int64{}
-		served(want)
-		if !maps.Equal(state, want) {
-			t.Fatalf("seed %d: the client has %v, served are %v", seed, state, want)
 		}
 	}
 }
