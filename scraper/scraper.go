@@ -465,7 +465,7 @@ func (s *Scraper) fallback(why *kubelet.Error) {
 	if s.fellBack.CompareAndSwap(false, true) {
 		level = slog.LevelInfo
 	}
-	s.log.Log(context.Background(), level, "a kubelet without cAdvisor's dump is read through "+kubelet.FormCAdvisor.Path()+"; the next ones are told at level debug", "node", why.Node, "reason", why.Reason, "err", why)
+	s.log.Log(context.Background(), level, "a kubelet without cAdvisor's dump is read through "+kubelet.FormCAdvisor.Path()+"; the next ones are told at level debug", "node", why.Node, "asked", why.What, "status", why.Status)
 }
 
 // convert makes a batch of an answer.
