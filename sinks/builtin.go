@@ -8,6 +8,7 @@ import (
 
 	"github.com/heapstream/heapstream/proto/daemon"
 	"github.com/heapstream/heapstream/sinks/elasticsearch"
+	"github.com/heapstream/heapstream/sinks/gcm"
 	"github.com/heapstream/heapstream/sinks/graphite"
 	"github.com/heapstream/heapstream/sinks/influxdb"
 	"github.com/heapstream/heapstream/sinks/kafka"
@@ -22,6 +23,7 @@ import (
 // kinds are the sinks there are, by key.
 var kinds = map[string]sink.Kind{
 	"elasticsearch": elasticsearch.Kind,
+	"gcm":           gcm.Kind,
 	"graphite":      graphite.Kind,
 	"influxdb":      influxdb.Kind,
 	"kafka":         kafka.Kind,
@@ -36,7 +38,7 @@ var kinds = map[string]sink.Kind{
 
 // notBuilt are the sinks that Heapster had and that are not built yet.
 var notBuilt = []string{
-	"gcm", "hawkular", "honeycomb", "librato", "stackdriver",
+	"hawkular", "honeycomb", "librato", "stackdriver",
 }
 
 // kindOf is the sink of a key, or an error that says which ones there are.

@@ -51,24 +51,32 @@ type signer struct {
 
 // RoundTrip sends a signed copy of the request.
 func (s *signer) RoundTrip(r *http.Request) (*http.Response, error) {
-	r = r.Clone(r.Context())
+	copied := r.Clone(r.Context())
+	if err := s.sign(copied); err != nil {
+		if r.Body != nil {
+			_ = r.Body.Close() // which a RoundTripper owes
+		}
+		return nil, fmt.Errorf("sign request: %w", err)
+	}
+	return s.next.RoundTrip(copied)
+}
+
+func (s *signer) sign(r *http.Request) error {
 	hash := sha256.New()
 	if r.GetBody != nil {
 		body, err := r.GetBody()
 		if err != nil {
-			return nil, fmt.Errorf("sign request: %w", err)
+			return err
 		}
+		defer body.Close()
 		if _, err := io.Copy(hash, body); err != nil {
-			return nil, fmt.Errorf("sign request: %w", err)
+			return err
 		}
 	}
 	sum := hex.EncodeToString(hash.Sum(nil))
 	r.Header.Del("Authorization")
 	r.Header.Set("X-Amz-Content-Sha256", sum)
-	if err := s.v4.SignHTTP(r.Context(), s.keys, r, sum, s.service, s.region, time.Now()); err != nil {
-		return nil, fmt.Errorf("sign request: %w", err)
-	}
-	return s.next.RoundTrip(r)
+	return s.v4.SignHTTP(r.Context(), s.keys, r, sum, s.service, s.region, time.Now())
 }
 
 // CloseIdleConnections closes those of the transport.

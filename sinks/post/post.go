@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/heapstream/heapstream/sinks/sink"
@@ -55,15 +56,18 @@ type Answer struct {
 func (a *Answer) OK() bool { return a.Code >= 200 && a.Code < 300 }
 
 // Do sends a request and reads the answer, whatever its status. An error is passing: nothing is known of
-// what the destination made of the request.
+// what the destination made of the request. body is the caller's again when Do returns.
 func (c *Client) Do(ctx context.Context, method, address string, header http.Header, body []byte) (Answer, error) {
-	var content io.Reader
-	if body != nil {
-		content = bytes.NewReader(body)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, address, content)
+	req, err := http.NewRequestWithContext(ctx, method, address, nil)
 	if err != nil {
 		return Answer{}, fmt.Errorf("ask %s: %w", c.who, bare(err))
+	}
+	if body != nil {
+		var l lent
+		defer l.back()
+		req.ContentLength = int64(len(body))
+		req.GetBody = func() (io.ReadCloser, error) { return &content{of: &l, r: bytes.NewReader(body)}, nil }
+		req.Body = &content{of: &l, r: bytes.NewReader(body)}
 	}
 	for k, v := range header {
 		req.Header[k] = v
@@ -82,6 +86,38 @@ func (c *Client) Do(ctx context.Context, method, address string, header http.Hea
 	}
 	return Answer{Code: resp.StatusCode, Status: resp.Status, Header: resp.Header, Body: said}, nil
 }
+
+// lent is a request's memory, which the transport may still read after its answer or its error is known.
+type lent struct {
+	mu   sync.Mutex
+	over bool
+}
+
+// back waits for a read that is under way, and allows no other.
+func (l *lent) back() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = true
+}
+
+// content is a reader of a request's memory.
+type content struct {
+	of *lent
+	r  *bytes.Reader
+}
+
+// Read reads while the memory is lent.
+func (c *content) Read(p []byte) (int, error) {
+	c.of.mu.Lock()
+	defer c.of.mu.Unlock()
+	if c.of.over {
+		return 0, io.ErrClosedPipe
+	}
+	return c.r.Read(p)
+}
+
+// Close does nothing.
+func (c *content) Close() error { return nil }
 
 // bare drops method and address from an error of net/http: the address may hold a secret.
 func bare(err error) error {

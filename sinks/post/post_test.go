@@ -90,3 +90,32 @@ func TestErrorsDoNotRepeatTheAddress(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 }
+
+// TestBodiesAreNotReadAfterwards writes over a body as soon as Do has returned, while the server has not read it:
+// for the race detector.
+func TestBodiesAreNotReadAfterwards(t *testing.T) {
+	release := make(chan struct{})
+	c, address := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Refuse") != "" {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		<-release
+	})
+	defer close(release)
+	body := make([]byte, 32<<20)
+	for i := range 4 {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		header := http.Header{}
+		if i%2 == 0 {
+			header.Set("Refuse", "now")
+		}
+		if _, err := c.Do(ctx, http.MethodPost, address, header, body); err == nil && i%2 == 1 {
+			t.Error("no error of a request that was not answered")
+		}
+		cancel()
+		for j := range body {
+			body[j] = byte(i)
+		}
+	}
+}

@@ -1,0 +1,170 @@
+// Package gcptest is a strict stand-in for Cloud Monitoring and for Google's token server, for tests of the sinks
+// that write there.
+package gcptest
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/heapstream/heapstream/sinks/sinktest"
+)
+
+// Monitoring is a stand-in for the API. Its target is that of the sink of Key.
+type Monitoring struct {
+	*sinktest.HTTP
+	Key         string
+	Options     string   // of every target
+	Descriptors []string // that were created
+
+	dir, key string
+}
+
+// Name makes a sample's name of a series' JSON: all but the value.
+func Name(series []byte) string {
+	name, _, _ := strings.Cut(string(series), `,"value":`)
+	return name
+}
+
+// Start starts one.
+func Start(tb testing.TB, r sinktest.Reach, key, options string) *Monitoring {
+	tb.Helper()
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	m := &Monitoring{Key: key, Options: options, dir: tb.TempDir()}
+	m.key = string(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(private)}))
+	m.HTTP = sinktest.StartHTTP(tb, r, &sinktest.HTTP{
+		LoggedIn: func(r *http.Request) bool {
+			return r.URL.Path == "/token/right" || r.Header.Get("Authorization") == "Bearer t0ken"
+		},
+		Take: func(w http.ResponseWriter, r *http.Request, body []byte, mood sinktest.Mood) {
+			m.take(tb, w, r, body, mood)
+		},
+	})
+	return m
+}
+
+// Target is a --sink that writes here, with a service account of its own.
+func (m *Monitoring) Target(r sinktest.Reach) string {
+	token := m.URL() + "/token/right"
+	if r.WrongLogin {
+		token = m.URL() + "/token/wrong"
+	}
+	account, err := json.Marshal(map[string]string{
+		"type": "service_account", "project_id": "p", "client_email": "sink@p.iam.gserviceaccount.com", "private_key": m.key, "token_uri": token,
+	})
+	file := filepath.Join(m.dir, "account.json")
+	if err == nil {
+		err = os.WriteFile(file, account, 0o600)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return m.Key + ":?endpoint=" + m.URL() + "&credentials=" + file + "&" + m.Options + "&" + m.HTTP.Options(r)
+}
+
+// series is a TimeSeries as the API reads it.
+type series struct {
+	Metric struct {
+		Type   string            `json:"type"`
+		Labels map[string]string `json:"labels"`
+	} `json:"metric"`
+	Resource struct {
+		Type   string            `json:"type"`
+		Labels map[string]string `json:"labels"`
+	} `json:"resource"`
+	Kind   string `json:"metricKind"`
+	Type   string `json:"valueType"`
+	Points []struct {
+		Interval struct {
+			Start string `json:"startTime"`
+			End   string `json:"endTime"`
+		} `json:"interval"`
+		Value struct {
+			Int    *string  `json:"int64Value"`
+			Double *float64 `json:"doubleValue"`
+		} `json:"value"`
+	} `json:"points"`
+}
+
+func (m *Monitoring) take(tb testing.TB, w http.ResponseWriter, r *http.Request, body []byte, mood sinktest.Mood) {
+	switch r.Method + " " + r.URL.Path {
+	case "POST /token/right":
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"access_token":"t0ken","token_type":"Bearer","expires_in":3600}`)
+	case "POST /v3/projects/p/metricDescriptors":
+		m.Descriptors = append(m.Descriptors, string(body))
+		_, _ = w.Write(body)
+	case "POST /v3/projects/p/timeSeries":
+		m.write(tb, w, body, mood)
+	default:
+		tb.Errorf("Cloud Monitoring does not take %s %s", r.Method, r.URL)
+		w.WriteHeader(http.StatusNotFound)
+	}
+}
+
+func (m *Monitoring) write(tb testing.TB, w http.ResponseWriter, body []byte, mood sinktest.Mood) {
+	var said struct {
+		Series []json.RawMessage `json:"timeSeries"`
+	}
+	if err := json.Unmarshal(body, &said); err != nil || len(said.Series) == 0 || len(said.Series) > 200 {
+		tb.Errorf("Cloud Monitoring does not take %d series: %v", len(said.Series), err)
+	}
+	var refused, inOrder []string
+	once := map[string]bool{}
+	holds := m.Holds()
+	for i, raw := range said.Series {
+		var s series
+		dec := json.NewDecoder(strings.NewReader(string(raw)))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&s); err != nil || len(s.Points) != 1 {
+			tb.Errorf("Cloud Monitoring does not take %s: %v", raw, err)
+			continue
+		}
+		p := &s.Points[0]
+		key, err := json.Marshal([]any{s.Metric, s.Resource})
+		if err != nil {
+			tb.Error(err)
+		}
+		cumulative := s.Kind == "CUMULATIVE"
+		if once[string(key)] || (s.Type == "INT64") != (p.Value.Int != nil) || (s.Type == "DOUBLE") != (p.Value.Double != nil) ||
+			cumulative != (p.Interval.Start < p.Interval.End) || s.Metric.Type == "" {
+			tb.Errorf("Cloud Monitoring does not take %s (twice in its request: %t)", raw, once[string(key)])
+		}
+		once[string(key)] = true
+		name := Name(raw)
+		switch {
+		case mood == sinktest.Refusing:
+			refused = append(refused, fmt.Sprint(i))
+		case mood == sinktest.HalfRefuses && strings.HasSuffix(s.Metric.Type, sinktest.Refused):
+			refused = append(refused, fmt.Sprint(i))
+		case holds[name] > 0:
+			inOrder = append(inOrder, fmt.Sprint(i))
+		default:
+			m.Store(true, name)
+		}
+	}
+	var reasons []string
+	if len(inOrder) > 0 {
+		reasons = append(reasons, "Points must be written in order. One or more of the points specified had an older start time than the most recent point.: timeSeries["+strings.Join(inOrder, ",")+"]")
+	}
+	if len(refused) > 0 {
+		reasons = append(reasons, "Value type for metric must be DOUBLE, but is INT64.: timeSeries["+strings.Join(refused, ",")+"]")
+	}
+	if len(reasons) > 0 {
+		w.WriteHeader(http.StatusBadRequest)
+		fmt.Fprintf(w, `{"error":{"code":400,"status":"INVALID_ARGUMENT","message":%q}}`, "One or more TimeSeries could not be written: "+strings.Join(reasons, "; "))
+		return
+	}
+	fmt.Fprint(w, "{}")
+}
