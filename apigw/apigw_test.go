@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
+	"github.com/heapstream/heapstream/apigw/modelapi"
 	"github.com/heapstream/heapstream/proto"
 	"github.com/heapstream/heapstream/proto/bus"
 	"github.com/heapstream/heapstream/proto/bus/bustest"
@@ -94,7 +95,7 @@ func newClient(t *testing.T, cfg *tls.Config) *http.Client {
 func TestGatewayServesWhatComesOverTheBus(t *testing.T) {
 	conn := bustest.Start(t).Conn(t)
 	bustest.Provision(t, conn, "prod")
-	address, health := serving(t, conn, nil)
+	address, health := serving(t, conn, func(c *Config) { c.History = HistoryWindow })
 	client := newClient(t, nil)
 	eventually(t, "the gateway is ready", func() bool { return health.Check() == nil })
 	if status, body := get(t, client, "http://"+address+"/healthz"); status != 500 || !strings.Contains(body, "could not get the latest data batch") {
@@ -115,9 +116,13 @@ func TestGatewayServesWhatComesOverTheBus(t *testing.T) {
 			_, body := get(t, client, "http://"+address+prefix+"/api/v1/model/nodes/n1/metrics/memory/usage")
 			return strings.Contains(body, `"value": 4242`)
 		})
+		past := prefix + "/api/v1/historical/nodes/n1/metrics-aggregated/max/memory/usage?start=2020-01-01T00:00:00Z"
+		if status, body := get(t, client, "http://"+address+past); status != http.StatusOK || !strings.Contains(body, `"intValue": 4242`) {
+			t.Errorf("%s: %d %s", past, status, body)
+		}
 	}
 	for path, want := range map[string]string{
-		"/healthz": "ok", "/metrics": "heapstream_apigw_rollups_total", "/debug/pprof/goroutine?debug=1": "goroutine profile",
+		"/healthz": "ok", "/metrics": "heapstream_apigw_rollups_total", "/debug/pprof/goroutine?debug=1": "goroutine profile", "/debug/pprof/cmdline/": os.Args[0],
 		"/debug/pprof/": "404 page not found", "/debug/pprof/trace": "Unknown profile",
 	} {
 		if _, body := get(t, client, "http://"+address+path); !strings.Contains(body, want) {
@@ -188,6 +193,47 @@ func TestProfilesAreReadOnly(t *testing.T) {
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusMethodNotAllowed {
 		t.Errorf("POST is answered %d", resp.StatusCode)
+	}
+}
+
+func TestRequestsThatAreTooLargeOrNeverEndAreRefused(t *testing.T) {
+	conn := bustest.Start(t).Conn(t)
+	bustest.Provision(t, conn, "prod")
+	address, _ := serving(t, conn, nil)
+	client := newClient(t, nil)
+	req, err := http.NewRequest(http.MethodGet, "http://"+address+"/healthz", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Large", strings.Repeat("x", 2*maxHeaderBytes))
+	if resp, err := client.Do(req); err == nil { // or the connection was closed while the header was still being sent
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+			t.Errorf("a header of %d bytes is answered %d", 2*maxHeaderBytes, resp.StatusCode)
+		}
+	}
+	// The longest list of pods that is allowed still fits.
+	list := strings.Repeat(strings.Repeat("p", 100)+",", modelapi.MaxPods-1) + "p"
+	if status, body := get(t, client, "http://"+address+"/api/v1/model/namespaces/shop/pod-list/"+list+"/metrics/cpu/usage_rate"); status != http.StatusOK {
+		t.Errorf("a list of %d bytes is answered %d %.200s", len(list), status, body)
+	}
+	// A request that never ends is cut off; meanwhile others are answered.
+	slow, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	if _, err := io.WriteString(slow, "GET /healthz HTTP/1.1\r\nHost: x\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if status, _ := get(t, client, "http://"+address+"/metrics"); status != http.StatusOK {
+		t.Errorf("beside a slow client: %d", status)
+	}
+	if err := slow.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(slow); err != nil {
+		t.Errorf("a request that never ends keeps its connection: %v", err)
 	}
 }
 

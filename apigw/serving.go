@@ -39,7 +39,7 @@ func routes(model http.Handler, registry *prometheus.Registry, guard *auth.Guard
 		case r.URL.Path == "/metrics":
 			metrics(registry).ServeHTTP(w, r)
 		case profile && name != "":
-			servePprof(w, r, name)
+			servePprof(w, r, strings.TrimSuffix(name, "/"))
 		default:
 			model.ServeHTTP(w, r)
 		}

@@ -13,6 +13,7 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -130,15 +131,48 @@ func (s *Stream) flush() {
 	s.B = s.B[:0]
 }
 
-// Stream answers 200 with the JSON that write appends to the stream it is given.
-func (q *Request) Stream(write func(s *Stream)) {
+// turns are taken by whoever works on a large answer, so that all of them together leave a core for what brings rollups
+// into the view. Nobody holds one while it waits for its client.
+var turns = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1))
+
+// turn waits for one. It reports false if the client left before.
+func (q *Request) turn() bool {
+	select {
+	case turns <- struct{}{}:
+		return true
+	case <-q.R.Context().Done():
+		return false
+	}
+}
+
+// Work does what takes a core for long, in turn with others that do; nothing if the client left before.
+func (q *Request) Work(do func()) {
+	if q.turn() {
+		defer func() { <-turns }()
+		do()
+	}
+}
+
+// outside is a client that is written to by one who holds a turn, and gives it away meanwhile.
+type outside struct{ io.Writer }
+
+func (o outside) Write(b []byte) (int, error) {
+	<-turns
+	defer func() { turns <- struct{}{} }()
+	return o.Writer.Write(b)
+}
+
+// Stream answers 200 with the JSON that write appends to the stream it is given. Streams take turns.
+func (q *Request) Stream(write func(s *Stream)) { q.Work(func() { q.stream(write) }) }
+
+func (q *Request) stream(write func(s *Stream)) {
 	q.Status = http.StatusOK
 	h := q.W.Header()
 	h["Content-Type"] = headerJSON
-	s := Stream{w: q.W}
+	s := Stream{w: outside{q.W}}
 	if encoding := q.encoding(); encoding != nil {
 		h["Content-Encoding"] = encoding
-		z, done := compressor(q.W, encoding)
+		z, done := compressor(s.w, encoding)
 		defer done()
 		s.w = z
 	}

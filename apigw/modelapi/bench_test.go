@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -232,5 +233,52 @@ func BenchmarkOnePodsSeries(b *testing.B) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "series/s")
 	if ask() != size { // every answer was of that size, or this would read into the middle of one
 		b.Fatal("answers were not alike")
+	}
+}
+
+// BenchmarkRollupToView applies rollups at a steady pace and measures how long each takes, with nobody asking and with
+// so many clients that ask for everything again and again, compressed and not. What they take turns for is this.
+func BenchmarkRollupToView(b *testing.B) {
+	a, err := crowd()
+	if err != nil {
+		b.Fatal(err)
+	}
+	c, _ := a.deps.View.Cluster("prod")
+	for _, clients := range []int{0, 64} {
+		b.Run(fmt.Sprintf("lists=%d", clients), func(b *testing.B) {
+			var wg sync.WaitGroup
+			ctx, cancel := context.WithCancel(context.Background())
+			for i := range clients {
+				path := []string{"/api/v1/metric-export", "/apis/metrics/v1alpha1/pods", "/api/v1/model/debug/allkeys"}[i%3]
+				r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://x"+path, nil)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if i%2 == 0 {
+					r.Header.Set("Accept-Encoding", "gzip")
+				}
+				wg.Go(func() {
+					for ctx.Err() == nil {
+						a.ServeHTTP(&nowhere{h: http.Header{}}, r)
+					}
+				})
+			}
+			pace := time.NewTicker(2 * time.Millisecond)
+			defer pace.Stop()
+			var took []time.Duration
+			for b.Loop() {
+				due := <-pace.C
+				r := &proto.Rollup{Scope: proto.ScopeNamespace, Cluster: "prod", Name: "ns-00", Resolution: 15 * time.Second}
+				r.Tick = c.Newest() // nothing new: the work is the same, and the next run finds the same cluster
+				r.AddEntity(proto.Entity{Kind: proto.KindNamespace, Name: "ns-00", Parent: -1})
+				c.Apply(r, view.Origin{Seq: c.Seq() + 1, Time: c.Now()})
+				took = append(took, time.Since(due))
+			}
+			cancel()
+			wg.Wait()
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-us")
+			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-us")
+		})
 	}
 }

@@ -105,7 +105,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c, ok := a.deps.View.Cluster(cluster)
 	if !ok {
-		q.Text(http.StatusNotFound, "cluster "+strconv.Quote(cluster)+" is not in the view")
+		q.Text(http.StatusNotFound, "cluster "+strconv.Quote(answer.Clip(cluster))+" is not in the view")
 		return
 	}
 	q.c = c
@@ -197,7 +197,10 @@ func (q *request) model(rest string) {
 	case is(0, "metrics"):
 		ok = entity(0, "availableClusterMetrics", "clusterMetrics", window.Entity{Kind: proto.KindCluster})
 	case is(0, "debug") && is(1, "allkeys") && len(s) == 2:
-		list("debugAllKeys", q.c.Keys)
+		list("debugAllKeys", func() (keys []string) {
+			q.Work(func() { keys = q.c.Keys() })
+			return keys
+		})
 		ok = true
 	case is(0, "nodes") && len(s) == 1:
 		list("nodeList", q.c.Hostnames)

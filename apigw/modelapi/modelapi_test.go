@@ -9,9 +9,12 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -348,4 +351,90 @@ func TestHealthFailsWhenNothingComes(t *testing.T) {
 	check(200, "ok")
 	now = now.Add(4 * time.Minute)
 	check(500, "[-]healthz failed: No current data batch available (latest: 2026-11-20 20:26:00 +0000 UTC).\nhealthz check failed\n")
+}
+
+func TestBadRequestsHaveTheirStatusAndShortAnswers(t *testing.T) {
+	a := filled(t)
+	long := strings.Repeat("x", 100_000)
+	const series = "/api/v1/model/namespaces/shop/pods/web-0/metrics/memory/usage"
+	for target, want := range map[string]int{
+		series + "?start=" + long:        400,
+		series + "?end=" + long:          400,
+		series + "?labels=" + long:       400,
+		series + "?labels=" + long + ":": 400,
+		series + "?labels=" + strings.Repeat("a:b,", answer.MaxLabels) + "a:b":    400,
+		series + "?labels=" + long + ":" + long:                                   200, // no device is called so
+		series + "?start=0000-01-01T00:00:00Z&end=9999-12-31T23:59:59.999999999Z": 200,
+		series + "?start=9999-12-31T23:59:59Z&end=0000-01-01T00:00:00Z":           200,
+		series + "?%zz":       200, // a parameter that nobody asked for
+		series + "?start=%zz": 200,
+		"/api/v1/model/nodes/" + long + "/metrics/cpu/usage":                                             200,
+		"/api/v1/model/namespaces/" + long + "/pods":                                                     200,
+		"/api/v1/model/namespaces/shop/pod-list/" + strings.Repeat("p,", MaxPods) + "/metrics/cpu/usage": 400,
+		"/api/v1/model/" + strings.Repeat("a/", 10_000):                                                  404,
+		"/api/v1/model/nodes/..%2F..%2Fetc":                                                              301,
+		"/apis/metrics/v1alpha1/pods?labelSelector=" + long:                                              400, // no label has so long a name
+		"/apis/metrics/v1alpha1/pods?labelSelector=a+in+(" + strings.Repeat("b,", 40_000) + "b)":         400,
+		"/apis/metrics/v1alpha1/pods?labelSelector=" + strings.Repeat("a,", 64) + "b":                    400,
+		"/apis/metrics/v1alpha1/pods?labelSelector=" + strings.Repeat("a,", 63) + "b":                    200,
+		"/apis/metrics/v1alpha1/nodes/" + long:                                                           404,
+		"/apis/metrics/v1alpha1/namespaces/shop/pods/" + long:                                            404,
+		"/clusters/" + long + "/healthz":                                                                 404,
+	} {
+		r := ask(a, http.MethodGet, target)
+		if got := body(t, r); r.StatusCode != want || len(got) > 2000 {
+			t.Errorf("%.80s…: %d and %d bytes, want %d: %.300s", target, r.StatusCode, len(got), want, got)
+		}
+	}
+}
+
+// stuck is a client that does not read.
+type stuck struct {
+	nowhere
+	waiting, end chan struct{}
+}
+
+func (s *stuck) Write([]byte) (int, error) {
+	s.waiting <- struct{}{}
+	<-s.end
+	return 0, io.ErrClosedPipe
+}
+
+func TestClientsThatDoNotReadKeepNobodyWaiting(t *testing.T) {
+	a := filled(t)
+	waiting, end := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	for range 2*runtime.GOMAXPROCS(0) + 2 {
+		wg.Go(func() {
+			a.ServeHTTP(&stuck{nowhere{h: http.Header{}}, waiting, end}, httptest.NewRequest(http.MethodGet, "/api/v1/metric-export", nil))
+		})
+		<-waiting
+	}
+	if r := ask(a, http.MethodGet, "/api/v1/metric-export"); r.StatusCode != http.StatusOK || !strings.HasSuffix(body(t, r), "]\n") {
+		t.Errorf("status %d", r.StatusCode)
+	}
+	go func() {
+		for range waiting { // of what else they write
+		}
+	}()
+	close(end)
+	wg.Wait()
+	close(waiting)
+}
+
+// FuzzRequests asks for anything: it is answered, with a status, and an error is short.
+func FuzzRequests(f *testing.F) {
+	for _, line := range requests {
+		method, target, _ := strings.Cut(line, " ")
+		path, query, _ := strings.Cut(target, "?")
+		f.Add(method, path, query, "gzip", "*/*")
+	}
+	a := filled(f)
+	f.Fuzz(func(t *testing.T, method, path, query, encoding, accept string) {
+		w := httptest.NewRecorder()
+		a.ServeHTTP(w, &http.Request{Method: method, URL: &url.URL{Path: path, RawQuery: query}, Header: http.Header{"Accept-Encoding": {encoding}, "Accept": {accept}}})
+		if r := w.Result(); r.StatusCode < 200 || r.StatusCode >= 400 && w.Body.Len() > 4000 {
+			t.Fatalf("status %d, %d bytes", r.StatusCode, w.Body.Len())
+		}
+	})
 }

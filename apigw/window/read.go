@@ -109,7 +109,7 @@ func (w *Window) places(e Entity) []place {
 	case proto.KindNode, proto.KindSystemContainer:
 		return one(proto.ScopeNode, e.Node)
 	case proto.KindPod, proto.KindContainer:
-		return slices.Clone(w.pods[podName{e.Namespace, e.Pod}])
+		return w.pods[podName{e.Namespace, e.Pod}]
 	}
 	return nil
 }

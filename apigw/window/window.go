@@ -37,7 +37,7 @@ type Window struct {
 
 	mu     sync.RWMutex // guards the maps
 	tracks map[trackName]*track
-	pods   map[podName][]place // where pods of that name are or were; the newest last
+	pods   map[podName][]place // where pods of that name are or were; the newest last. Places are added, never altered: readers keep what they found
 }
 
 type trackName struct {
@@ -164,7 +164,7 @@ func (w *Window) index(t *track) {
 }
 
 func (w *Window) removePod(name podName, t *track, slot int) {
-	places := slices.DeleteFunc(w.pods[name], func(p place) bool { return p.track == t && p.slot == slot })
+	places := slices.DeleteFunc(slices.Clone(w.pods[name]), func(p place) bool { return p.track == t && p.slot == slot })
 	if len(places) == 0 {
 		delete(w.pods, name)
 	} else {
