@@ -6,6 +6,7 @@ import (
 	"net"
 
 	"github.com/spf13/pflag"
+	"k8s.io/apiserver/pkg/server/options"
 	cliflag "k8s.io/component-base/cli/flag"
 
 	"github.com/heapstream/heapstream/apigw/auth"
@@ -26,6 +27,8 @@ type Config struct {
 	SNI []cliflag.NamedCertKey
 	// Auth is who may ask.
 	Auth auth.Delegated
+	// Audit is what is written down of who asked for what: nothing without a policy. Nil is nothing, too.
+	Audit *options.AuditOptions
 
 	ignored ignored
 }
@@ -40,11 +43,13 @@ func DefaultConfig() Config {
 		BindAddress: net.IPv4zero,
 		Port:        6443,
 		Auth:        auth.DefaultDelegated(),
+		Audit:       options.NewAuditOptions(),
 		ignored:     ignored{profiling: true},
 	}
 }
 
-// Flags registers Heapster's flags of the aggregated API server, with the present values as defaults.
+// Flags registers Heapster's flags of the aggregated API server, and those of Kubernetes for auditing, with the present
+// values as defaults.
 func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.IPVar(&c.BindAddress, "bind-address", c.BindAddress, "address on which the resource metrics API is served")
 	fs.IntVar(&c.Port, "secure-port", c.Port, "port on which the resource metrics API is served over HTTPS; 0 turns it off")
@@ -56,6 +61,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.Var(cliflag.NewNamedCertKeyArray(&c.SNI), "tls-sni-cert-key",
 		"certificate and key for other names, as `cert,key[:pattern,...]`; repeatable")
 	c.Auth.Flags(fs)
+	c.Audit.AddFlags(fs)
 	fs.BoolVar(&c.ignored.profiling, "profiling", c.ignored.profiling, "accepted and not used: /debug/pprof/ is served to who may read it")
 	fs.BoolVar(&c.ignored.contentionProfiling, "contention-profiling", c.ignored.contentionProfiling, "accepted and not used")
 	fs.BoolVar(&c.ignored.swaggerUI, "enable-swagger-ui", c.ignored.swaggerUI, "accepted and not used")
@@ -72,6 +78,12 @@ func (c *Config) Validate() error {
 	}
 	if (c.CertFile == "") != (c.KeyFile == "") {
 		errs = append(errs, errors.New("--tls-cert-file and --tls-private-key-file need each other"))
+	}
+	if c.Audit != nil {
+		errs = append(errs, c.Audit.Validate()...)
+		if c.Audit.PolicyFile == "" && (c.Audit.LogOptions.Path != "" || c.Audit.WebhookOptions.ConfigFile != "") {
+			errs = append(errs, errors.New("--audit-log-path and --audit-webhook-config-file need --audit-policy-file: without a policy nothing is recorded"))
+		}
 	}
 	return errors.Join(append(errs, c.Auth.Validate())...)
 }

@@ -157,6 +157,10 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		return fmt.Errorf("serve the resource metrics API: %w", err)
 	}
+	if err := s.cfg.Audit.ApplyTo(&cfg.Config); err != nil {
+		release(cfg.SecureServing)
+		return fmt.Errorf("audit the resource metrics API: %w (--audit-policy-file, --audit-log-path)", err)
+	}
 	cfg.ReadyzChecks = append(cfg.ReadyzChecks, check)
 	cfg.SecureServing.Listener = newGate(listener, check)
 	generic, err := s.install(cfg)

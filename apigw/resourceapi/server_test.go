@@ -42,7 +42,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files")
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("gopkg.in/natefinch/lumberjack%2ev2.(*Logger).millRun")) // of audit logs: it has no end
 }
 
 // deadline is what nothing here takes on the slowest machine.
@@ -720,7 +720,57 @@ func TestKubectlReadsUs(t *testing.T) {
 	}
 }
 
-func TestFlagsAreHeapstersAndNoOthers(t *testing.T) {
+func TestAuditSaysWhoAskedForWhat(t *testing.T) {
+	dir := t.TempDir()
+	policy, log := filepath.Join(dir, "policy.yaml"), filepath.Join(dir, "audit.log")
+	rules := "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n- {level: Metadata, resources: [{group: metrics.k8s.io, resources: [pods]}]}\n- {level: None}\n"
+	if err := os.WriteFile(policy, []byte(rules), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v := start(t, map[string]Source{"": shop()}, func(cfg *Config, _ *Deps, _ *authtest.APIServer) {
+		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+		cfg.Flags(fs)
+		if err := fs.Parse([]string{"--audit-policy-file=" + policy, "--audit-log-path=" + log}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for path, want := range map[string]int{"/apis/metrics.k8s.io/v1/nodes": 200, "/apis/metrics.k8s.io/v1/namespaces/shop/pods": 200} {
+		if code, body := v.get(path, "alice"); code != want {
+			t.Errorf("%s: %d %s", path, code, body)
+		}
+	}
+	v.eventually("the request is in the log", func() bool {
+		data, _ := os.ReadFile(log)
+		return strings.Contains(string(data), `"username":"alice"`) && strings.Contains(string(data), `"objectRef":{"resource":"pods","namespace":"shop","apiGroup":"metrics.k8s.io","apiVersion":"v1"}`)
+	})
+	data, err := os.ReadFile(log)
+	if err != nil || strings.Contains(string(data), `"resource":"nodes"`) {
+		t.Errorf("what the policy leaves out is in the log: %v %s", err, data)
+	}
+	cfg := DefaultConfig()
+	cfg.Audit.LogOptions.Path = log
+	if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), "--audit-policy-file") {
+		t.Errorf("a log without a policy: %v", err)
+	}
+	cfg.Audit.PolicyFile = filepath.Join(dir, "missing")
+	cfg.Auth.AuthenticationKubeconfig, cfg.Auth.AuthorizationKubeconfig = v.api.Kubeconfig, v.api.Kubeconfig
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(cfg, Deps{
+		Log: slog.New(slog.DiscardHandler), Ready: func() error { return nil }, Listener: listener,
+		Cluster: func(string) (Source, bool) { return nil, false },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "--audit-policy-file") {
+		t.Errorf("a policy that is not there: %v", err)
+	}
+}
+
+func TestFlagsAreHeapstersAndThoseOfAuditing(t *testing.T) {
 	cfg := DefaultConfig()
 	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
 	cfg.Flags(fs)
