@@ -1,7 +1,6 @@
 package historyapi
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -9,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/heapstream/heapstream/apigw/answer"
@@ -22,6 +22,8 @@ type API struct {
 	source Source
 	log    *slog.Logger
 	now    func() time.Time
+
+	failing atomic.Bool // the source did not answer the last time
 }
 
 // New returns the API over a source. now may be nil for time.Now, log for none.
@@ -167,8 +169,7 @@ func (q *request) list(failed string, kind proto.Kind, in window.Entity) bool {
 		var names []string
 		if err == nil {
 			in.Node = q.c.NodeName(in.Node)
-			if names, err = q.api.source.Names(q.R.Context(), q.c.Name(), kind, in); err != nil {
-				q.settle(err)
+			if names, err = q.api.source.Names(q.R.Context(), q.c.Name(), kind, in); q.settle(err) != nil {
 				err = errors.New(failed)
 			}
 		}
@@ -187,8 +188,7 @@ func (q *request) names(k Key) {
 	var names []string
 	if err == nil {
 		k.Entity.Node = q.c.NodeName(k.Entity.Node)
-		if names, err = q.api.source.Metrics(q.R.Context(), q.c.Name(), k); err != nil {
-			q.settle(err)
+		if names, err = q.api.source.Metrics(q.R.Context(), q.c.Name(), k); q.settle(err) != nil {
 			err = errors.New("Unable to list available metrics") //nolint:staticcheck // Heapster's text
 		}
 	}
@@ -247,7 +247,7 @@ func (q *request) points(t *target, metric string) {
 		return
 	}
 	all, err := q.api.source.Points(q.R.Context(), ask.ask, t.keys)
-	if err != nil {
+	if q.settle(err) != nil {
 		q.fail(err)
 		return
 	}
@@ -272,9 +272,8 @@ func (q *request) points(t *target, metric string) {
 	})
 }
 
-// fail answers that a source has no answer.
+// fail answers that there is no answer.
 func (q *request) fail(err error) {
-	q.settle(err)
 	status := http.StatusInternalServerError // as Heapster, whatever went wrong in its source
 	if errors.Is(err, errTooMany) {
 		status = http.StatusBadRequest
@@ -282,12 +281,18 @@ func (q *request) fail(err error) {
 	q.Text(status, err.Error())
 }
 
-// settle logs what only an operator can mend.
-func (q *request) settle(err error) {
+// settle takes note of how the source answered, says so once when that changes, and returns err.
+func (q *request) settle(err error) error {
 	var broken *unreachable
-	if errors.As(err, &broken) && !errors.Is(q.R.Context().Err(), context.Canceled) {
-		q.api.log.Warn("historical source does not answer", "path", answer.Clip(q.R.URL.Path), "err", broken.cause)
+	switch {
+	case errors.As(err, &broken):
+		if q.R.Context().Err() == nil && q.api.failing.CompareAndSwap(false, true) { // else the client left
+			q.api.log.Warn("historical source does not answer", "err", broken.cause)
+		}
+	case q.api.failing.CompareAndSwap(true, false):
+		q.api.log.Info("historical source answers again")
 	}
+	return err
 }
 
 // unreachable is a source that does not answer. Clients are told the text, operators the cause.
@@ -327,7 +332,7 @@ func (q *request) aggregate(t *target, aggregations, metric string) {
 		return
 	}
 	all, err := q.api.source.Buckets(q.R.Context(), ask.ask, t.keys, ask.functions, ask.bucket)
-	if err != nil {
+	if q.settle(err) != nil {
 		q.fail(err)
 		return
 	}

@@ -1,15 +1,18 @@
 package historyapi
 
 import (
+	"bytes"
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -184,6 +187,33 @@ func TestDatabaseThatFailsIsTold(t *testing.T) {
 		}
 	}, "500 "+textNoConnection)
 	close(end)
+}
+
+func TestSourceThatFailsIsLoggedOnce(t *testing.T) {
+	var failing atomic.Bool
+	failing.Store(true)
+	i := broken(t, "2m", func(w http.ResponseWriter, _ *http.Request) {
+		if failing.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = io.WriteString(w, `{"error":"engine is closed"}`)
+			return
+		}
+		_, _ = io.WriteString(w, `{"results":[{}]}`)
+	})
+	var log bytes.Buffer
+	c, _ := remembered(t).Cluster("prod")
+	api := New(i, slog.New(slog.NewTextHandler(&log, nil)), nil)
+	ask := func() {
+		q := answer.Request{W: httptest.NewRecorder(), R: httptest.NewRequest(http.MethodGet, "/nodes", nil)}
+		api.Serve(&q, c, "/nodes")
+	}
+	for _, fails := range []bool{true, true, false, false, true} {
+		failing.Store(fails)
+		ask()
+	}
+	if bad, good := strings.Count(log.String(), "does not answer"), strings.Count(log.String(), "answers again"); bad != 2 || good != 1 || !strings.Contains(log.String(), "engine is closed") {
+		t.Errorf("logged:\n%s", &log)
+	}
 }
 
 func TestDatabaseIsAskedWithCredentialsOverTLS(t *testing.T) {
