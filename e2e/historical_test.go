@@ -333,6 +333,58 @@ func aggregatedAsReference(t *testing.T, h historical, path, body string) bool {
 	return true
 }
 
+// TestHistoricalSourceNeedsToReadOnly asks an InfluxDB that demands passwords, as a user that may do nothing but read.
+func TestHistoricalSourceNeedsToReadOnly(t *testing.T) {
+	server := startInfluxd(t, "auth-enabled = true")
+	admin := func(statement string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+"/query?"+url.Values{"q": {statement}}.Encode(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.SetBasicAuth("root", "the root's")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if body, err := io.ReadAll(resp.Body); err != nil || bytes.Contains(body, []byte("error")) {
+			t.Fatalf("%s: %v %s", statement, err, body)
+		}
+	}
+	admin(`CREATE USER root WITH PASSWORD 'the root\'s' WITH ALL PRIVILEGES`)
+	last := time.Now().Truncate(time.Minute)
+	rollups := historicalRollups(last)
+	v := historicalView(t, rollups, last)
+	fillInflux(t, "influxdb:"+server.URL+"?user=root&pw=the%20root%27s", rollups)
+	admin(`CREATE USER reader WITH PASSWORD 'r'`)
+	ask := func(password string) historical {
+		cfg, err := historyapi.ParseInflux("influxdb:"+server.URL+"?user=reader&pw="+password, "prod")
+		if err != nil {
+			t.Fatal(err)
+		}
+		source := historyapi.NewInflux(cfg)
+		t.Cleanup(source.Close)
+		return newHistorical(t, v, source, last)
+	}
+	check := func(h historical, path, want string) {
+		t.Helper()
+		if status, body := h.get(path); !strings.Contains(fmt.Sprint(status, " ", body), want) {
+			t.Errorf("%s: %d %.500s, want %s", path, status, body, want)
+		}
+	}
+	start := "?start=" + last.Add(-time.Hour).UTC().Format(time.RFC3339)
+	check(ask("wrong"), "/nodes/node-0/metrics/memory/usage"+start, "500 authorization failed")
+	check(ask("r"), "/nodes/node-0/metrics/memory/usage"+start, "500 error authorizing query: reader not authorized to execute statement")
+	admin(`GRANT READ ON k8s TO reader`)
+	reader := ask("r")
+	check(reader, "/nodes/node-0/metrics/memory/usage"+start, `"value": `)
+	check(reader, "/nodes/node-0/metrics-aggregated/99-perc/memory/usage"+start, `"99": `)
+	check(reader, "/nodes", `"node-0"`)
+	check(reader, "/namespaces/shop/pods", `"late-0"`)
+	check(reader, "/nodes/node-0/metrics", `"cpu/node_utilization"`)
+}
+
 // TestHistoricalSourceIsNamedByTheSink runs the pipeline with an InfluxDB sink that is the historical source, named by
 // its key, and asks for the past of a node until it is there.
 func TestHistoricalSourceIsNamedByTheSink(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -35,8 +36,9 @@ func freeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// startInfluxd runs the server until the test ends; without one the test is skipped.
-func startInfluxd(t *testing.T) *influxd {
+// startInfluxd runs the server until the test ends, with further lines in its section [http]; without one the test is
+// skipped.
+func startInfluxd(t *testing.T, lines ...string) *influxd {
 	t.Helper()
 	binary, err := exec.LookPath("influxd")
 	if err != nil {
@@ -58,7 +60,8 @@ store-enabled = false
 [http]
 bind-address = %q
 log-enabled = false
-`, freeAddr(t), filepath.Join(dir, "meta"), filepath.Join(dir, "data"), filepath.Join(dir, "wal"), addr), 0o600); err != nil {
+%s
+`, freeAddr(t), filepath.Join(dir, "meta"), filepath.Join(dir, "data"), filepath.Join(dir, "wal"), addr, strings.Join(lines, "\n")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(binary, "-config", config) //nolint:gosec // found above
