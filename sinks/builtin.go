@@ -10,6 +10,7 @@ import (
 	"github.com/heapstream/heapstream/sinks/elasticsearch"
 	"github.com/heapstream/heapstream/sinks/gcm"
 	"github.com/heapstream/heapstream/sinks/graphite"
+	"github.com/heapstream/heapstream/sinks/honeycomb"
 	"github.com/heapstream/heapstream/sinks/influxdb"
 	"github.com/heapstream/heapstream/sinks/kafka"
 	"github.com/heapstream/heapstream/sinks/log"
@@ -25,6 +26,7 @@ var kinds = map[string]sink.Kind{
 	"elasticsearch": elasticsearch.Kind,
 	"gcm":           gcm.Kind,
 	"graphite":      graphite.Kind,
+	"honeycomb":     honeycomb.Kind,
 	"influxdb":      influxdb.Kind,
 	"kafka":         kafka.Kind,
 	"log":           log.Kind,
@@ -38,7 +40,7 @@ var kinds = map[string]sink.Kind{
 
 // notBuilt are the sinks that Heapster had and that are not built yet.
 var notBuilt = []string{
-	"hawkular", "honeycomb", "librato", "stackdriver",
+	"hawkular", "librato", "stackdriver",
 }
 
 // kindOf is the sink of a key, or an error that says which ones there are.
