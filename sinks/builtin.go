@@ -13,6 +13,7 @@ import (
 	"github.com/heapstream/heapstream/sinks/honeycomb"
 	"github.com/heapstream/heapstream/sinks/influxdb"
 	"github.com/heapstream/heapstream/sinks/kafka"
+	"github.com/heapstream/heapstream/sinks/librato"
 	"github.com/heapstream/heapstream/sinks/log"
 	"github.com/heapstream/heapstream/sinks/opentsdb"
 	"github.com/heapstream/heapstream/sinks/riemann"
@@ -29,6 +30,7 @@ var kinds = map[string]sink.Kind{
 	"honeycomb":     honeycomb.Kind,
 	"influxdb":      influxdb.Kind,
 	"kafka":         kafka.Kind,
+	"librato":       librato.Kind,
 	"log":           log.Kind,
 	"opentsdb":      opentsdb.Kind,
 	"riemann":       riemann.Kind,
@@ -40,7 +42,7 @@ var kinds = map[string]sink.Kind{
 
 // notBuilt are the sinks that Heapster had and that are not built yet.
 var notBuilt = []string{
-	"hawkular", "librato", "stackdriver",
+	"hawkular", "stackdriver",
 }
 
 // kindOf is the sink of a key, or an error that says which ones there are.
