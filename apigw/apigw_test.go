@@ -30,7 +30,12 @@ import (
 	"github.com/heapstream/heapstream/proto/daemon"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, bustest.LeakOptions()...) }
+func TestMain(m *testing.M) {
+	if what := os.Getenv(loadEnv); what != "" {
+		os.Exit(load(what))
+	}
+	goleak.VerifyTestMain(m, bustest.LeakOptions()...)
+}
 
 // serving starts a gateway on a port of the system's choice and returns its base address; it ends with the test.
 func serving(t *testing.T, conn *bus.Conn, change func(*Config)) (address string, health *daemon.Health) {
