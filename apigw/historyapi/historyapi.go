@@ -189,7 +189,8 @@ func (q *request) names(k Key) {
 	if err == nil {
 		k.Entity.Node = q.c.NodeName(k.Entity.Node)
 		if names, err = q.api.source.Metrics(q.R.Context(), q.c.Name(), k); q.settle(err) != nil {
-			err = errors.New("Unable to list available metrics") //nolint:staticcheck // Heapster's text
+			//lint:ignore ST1005 the text is Heapster's
+			err = errors.New("Unable to list available metrics")
 		}
 	}
 	if err != nil {

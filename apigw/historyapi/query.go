@@ -114,7 +114,8 @@ next:
 				continue next
 			}
 		}
-		return nil, fmt.Errorf("Unknown aggregation %q", answer.Clip(name)) //nolint:staticcheck // Heapster's text
+		//lint:ignore ST1005 the text is Heapster's
+		return nil, fmt.Errorf("Unknown aggregation %q", answer.Clip(name))
 	}
 	return all, nil
 }
@@ -170,5 +171,6 @@ func (k *Key) check() error {
 }
 
 func invalid(what, value string) error {
-	return fmt.Errorf("Invalid %s %q", what, answer.Clip(value)) //nolint:staticcheck // Heapster's text
+	//lint:ignore ST1005 the text is Heapster's
+	return fmt.Errorf("Invalid %s %q", what, answer.Clip(value))
 }

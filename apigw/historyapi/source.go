@@ -80,7 +80,7 @@ type NoResults struct {
 
 // Error is Heapster's text.
 func (e *NoResults) Error() string {
-	return fmt.Sprintf("No results for metric %q describing %q", e.Metric, e.Key.String()) //nolint:staticcheck // Heapster's text
+	return fmt.Sprintf("No results for metric %q describing %q", e.Metric, e.Key.String())
 }
 
 // errTooMany says that an answer would be larger than anybody can want at once.

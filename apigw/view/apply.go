@@ -142,6 +142,12 @@ func (c *Cluster) present(r *proto.Rollup, o Origin, before *nodeState) *nodeSta
 		if e.Phase != proto.PhaseRunning {
 			continue
 		}
+		if prior == nil {
+			prior = c.held(e, before)
+		}
+		if prior != nil && (prior.metrics == nil || prior.metrics.UID != e.UID) {
+			prior = nil // another pod of that name
+		}
 		m := PodMetrics{Namespace: e.Namespace, Name: e.Name, UID: e.UID, Node: r.Name, Labels: e.Labels, Seq: o.Seq}
 		from, complete, oldest := len(usages), true, int64(0)
 		pod.expires = int64(1<<63 - 1)

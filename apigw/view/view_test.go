@@ -204,6 +204,28 @@ func TestWhatDoesNotAdvanceVanishesInTime(t *testing.T) {
 	}
 }
 
+func TestWhenASampleWasFirstSeenIsRememberedOfThePodWhereverItStands(t *testing.T) {
+	s := newStage(t)
+	roll := func(uid string, pods ...string) {
+		r := s.node("n1")
+		for _, name := range pods {
+			row := pod(r, "ns", name)
+			if name == "new" {
+				r.Entities[row].UID = uid
+			}
+			used(s, r, container(r, row, "a", proto.FlagRunning), s.now.Sub(begin), 1e9, 10*time.Second, 100) // always the same sample
+		}
+		s.apply(r)
+	}
+	roll("1", "p", "q", "new")
+	s.now = begin.Add(30 * time.Second)
+	roll("2", "new", "r", "q", "p")
+	s.now = begin.Add(46*time.Second + 1)
+	if got, want := names(s.c, ""), []string{"ns/new", "ns/r"}; !slices.Equal(got, want) {
+		t.Errorf("served %q, want %q: the others have not advanced for too long", got, want)
+	}
+}
+
 func TestListsAreSortedAndFollowPodsAsTheyComeAndGo(t *testing.T) {
 	s := newStage(t)
 	s.apply(full(s, "n2", "b", "p2", s.now))
