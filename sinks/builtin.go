@@ -18,6 +18,7 @@ import (
 	"github.com/heapstream/heapstream/sinks/opentsdb"
 	"github.com/heapstream/heapstream/sinks/riemann"
 	"github.com/heapstream/heapstream/sinks/sink"
+	"github.com/heapstream/heapstream/sinks/stackdriver"
 	"github.com/heapstream/heapstream/sinks/statsd"
 	"github.com/heapstream/heapstream/sinks/wavefront"
 )
@@ -34,6 +35,7 @@ var kinds = map[string]sink.Kind{
 	"log":           log.Kind,
 	"opentsdb":      opentsdb.Kind,
 	"riemann":       riemann.Kind,
+	"stackdriver":   stackdriver.Kind,
 	"statsd":        statsd.Kind,
 	"wavefront":     wavefront.Kind,
 	// Heapster's name for its own memory: the gateway is always there, and reads by itself.
@@ -42,7 +44,7 @@ var kinds = map[string]sink.Kind{
 
 // notBuilt are the sinks that Heapster had and that are not built yet.
 var notBuilt = []string{
-	"hawkular", "stackdriver",
+	"hawkular",
 }
 
 // kindOf is the sink of a key, or an error that says which ones there are.
