@@ -141,9 +141,13 @@ func (q *Request) turn() bool {
 	case turns <- struct{}{}:
 		return true
 	case <-q.R.Context().Done():
+		q.Status = statusLeft
 		return false
 	}
 }
+
+// statusLeft is what telemetry has of clients that left before their turn, by the number that nginx gave it.
+const statusLeft = 499
 
 // Work does what takes a core for long, in turn with others that do; nothing if the client left before.
 func (q *Request) Work(do func()) {
