@@ -8,6 +8,9 @@
 // are listed from what is there now. Where the source does not know UIDs, a pod is found by what the cluster has now,
 // from its start on. Every value that has a fraction stands beside its truncated one, as in the model API.
 //
+// InfluxDB is asked as a user who may do nothing but read, for the tags and fields that the sink writes unless told
+// otherwise: what the sink filters out or renames is not found. pod_id is among them where the sink's option says so.
+//
 // It keeps no state but idle connections to InfluxDB.
 //
 // Not here: the transport (answer), what the window remembers (view, window), what is written to InfluxDB (the sink).
