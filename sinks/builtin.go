@@ -10,6 +10,7 @@ import (
 	"github.com/heapstream/heapstream/sinks/elasticsearch"
 	"github.com/heapstream/heapstream/sinks/gcm"
 	"github.com/heapstream/heapstream/sinks/graphite"
+	"github.com/heapstream/heapstream/sinks/hawkular"
 	"github.com/heapstream/heapstream/sinks/honeycomb"
 	"github.com/heapstream/heapstream/sinks/influxdb"
 	"github.com/heapstream/heapstream/sinks/kafka"
@@ -28,6 +29,7 @@ var kinds = map[string]sink.Kind{
 	"elasticsearch": elasticsearch.Kind,
 	"gcm":           gcm.Kind,
 	"graphite":      graphite.Kind,
+	"hawkular":      hawkular.Kind,
 	"honeycomb":     honeycomb.Kind,
 	"influxdb":      influxdb.Kind,
 	"kafka":         kafka.Kind,
@@ -42,24 +44,16 @@ var kinds = map[string]sink.Kind{
 	"metric": {Key: "metric", Title: "Metric Sink"},
 }
 
-// notBuilt are the sinks that Heapster had and that are not built yet.
-var notBuilt = []string{
-	"hawkular",
-}
-
 // kindOf is the sink of a key, or an error that says which ones there are.
 func kindOf(key string) (sink.Kind, error) {
 	if k, ok := kinds[key]; ok {
 		return k, nil
 	}
-	if slices.Contains(notBuilt, key) {
-		return sink.Kind{}, fmt.Errorf("sink %q is not built yet", key)
-	}
 	if key == "gcl" {
 		return sink.Kind{}, fmt.Errorf("sink %q takes events only, and is not built yet", key)
 	}
 	known := slices.Sorted(maps.Keys(kinds))
-	if near := daemon.Nearest(key, append(known, notBuilt...)); near != "" {
+	if near := daemon.Nearest(key, known); near != "" {
 		return sink.Kind{}, fmt.Errorf("sink not recognized: %q (did you mean %q?)", key, near)
 	}
 	return sink.Kind{}, fmt.Errorf("sink not recognized: %q; known are %s", key, strings.Join(known, ", "))

@@ -44,7 +44,7 @@ func TestConfigurationIsCheckedWhole(t *testing.T) {
 	check(sinks("influxdb:http://h:1?db=a", "influxdb:http://h:1?db=b"))
 	check(sinks("influxdb:http://h:1", "influxdb:http://h:1?name=second"))
 	check(sinks("influxdb:http://h:1", "influxdb:https://h:1?user=other"), "two sinks of the name", "add the option name=")
-	check(sinks("hawkular:http://h"), `sink "hawkular" is not built yet`)
+	check(sinks("graphte:tcp://h:1"), `did you mean "graphite"?`)
 	check(sinks("gcl"), "takes events only")
 	// All that is wrong is said at once: of every sink the option, and what would be right.
 	check(sinks("influxdb:http://h:1?filter=level:pod&rename=cpu/usage&timeot=5s", "log:?concurrency=2", "kafka:?brokers=h:1&format=msgpack&filter=type:pod&cacert=/none"),

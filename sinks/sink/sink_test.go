@@ -247,3 +247,10 @@ func TestRetryAfterHeader(t *testing.T) {
 		}
 	}
 }
+
+func TestTargetWithoutSomeValues(t *testing.T) {
+	rest, taken := parse(t, "x:?filter=name(a)&filter=metric:b&c=d").Without("filter", func(v string) bool { return strings.HasPrefix(v, "name(") })
+	if fmt.Sprint(taken) != "[name(a)]" || fmt.Sprint(rest.Options().All("filter")) != "[metric:b]" || rest.Options().String("c", "") != "d" {
+		t.Fatalf("%v is left, %v is taken", rest, taken)
+	}
+}

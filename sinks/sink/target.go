@@ -290,3 +290,18 @@ func (t Target) all(name string) (values []string) {
 	}
 	return values
 }
+
+// Without is the target without those values of an option that is tells, and those values: for an option that means
+// one thing to every sink and another to this one.
+func (t Target) Without(name string, is func(value string) bool) (rest Target, taken []string) {
+	rest = t
+	rest.query = nil
+	for _, o := range t.query {
+		if o.name == name && is(o.value) {
+			taken = append(taken, o.value)
+			continue
+		}
+		rest.query = append(rest.query, o)
+	}
+	return rest, taken
+}
