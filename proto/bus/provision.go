@@ -224,7 +224,7 @@ func (c Change) String() string {
 
 // Apply creates what is missing of a topology and alters what differs, and says
 // what it did. Messages stay, but for those beyond a smaller limit. It waits for
-// the bus until ctx ends.
+// the bus until ctx ends; a bus that cannot set aside the streams' bytes is ErrRefused.
 func (c *Conn) Apply(ctx context.Context, t Topology) ([]Change, error) {
 	if err := t.Validate(); err != nil {
 		return nil, fmt.Errorf("apply topology: %w", err)
@@ -238,7 +238,7 @@ func (c *Conn) Apply(ctx context.Context, t Topology) ([]Change, error) {
 		if have == nil {
 			if err := c.try(ctx, "STREAM.CREATE."+want.Name, func(ctx context.Context) error {
 				_, err := c.js.CreateStream(ctx, want)
-				return err
+				return noRoom(err, t)
 			}); err != nil {
 				return done, fmt.Errorf("create stream %q (%s): %w", want.Name, bytesText(want.MaxBytes), err)
 			}
@@ -251,13 +251,23 @@ func (c *Conn) Apply(ctx context.Context, t Topology) ([]Change, error) {
 		}
 		if err := c.try(ctx, "STREAM.UPDATE."+want.Name, func(ctx context.Context) error {
 			_, err := c.js.UpdateStream(ctx, merge(*have, want))
-			return err
+			return noRoom(err, t)
 		}); err != nil {
 			return done, fmt.Errorf("alter stream %q (%s): %w", want.Name, strings.Join(diff, "; "), err)
 		}
 		done = append(done, Change{Stream: want.Name, Differs: diff})
 	}
 	return done, nil
+}
+
+// noRoom turns the refusal of a server that cannot set aside what a stream may take into a lasting error: unlike
+// a publish that meets a full store, it does not pass by waiting.
+func noRoom(err error, t Topology) error {
+	if apiCode(err) != codeStorageExceeded {
+		return err
+	}
+	return fmt.Errorf("%w: %v: the server sets aside what streams may take, %s for these; raise its store limit (max_file_store) to the sum over all clusters, or give the streams less",
+		ErrRefused, err, bytesText(t.Reserved()))
 }
 
 // ErrTopology says that the streams are not as the topology wants them.

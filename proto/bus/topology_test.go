@@ -8,6 +8,7 @@ import (
 
 	"github.com/heapstream/heapstream/proto/bus"
 	"github.com/heapstream/heapstream/proto/bus/bustest"
+	"github.com/heapstream/heapstream/proto/bus/embedded"
 )
 
 func TestTokens(t *testing.T) {
@@ -147,6 +148,18 @@ func TestTopologyIsAppliedCheckedAndAltered(t *testing.T) {
 	must(t, c.Check(deadline(t), bus.Topology{Cluster: "prod"})) // an operator's choice is fine
 	must(t, c.RemoveCluster(deadline(t), "prod"))
 	must(t, c.RemoveCluster(deadline(t), "prod"))
+}
+
+func TestApplyEndsWhereTheStoreIsTooSmall(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t, func(c *embedded.Config) { c.MaxStore = 2 << 30 })
+	c := bus.Quick(s.Conn(t))
+	_, err := c.Apply(deadline(t), bus.Topology{Cluster: "prod"})
+	if !errors.Is(err, bus.ErrRefused) || !strings.Contains(err.Error(), "max_file_store") || !strings.Contains(err.Error(), "SAMPLES_prod") {
+		t.Fatal(err)
+	}
+	_, err = c.Apply(deadline(t), bus.Topology{Cluster: "prod", SamplesBytes: 512 << 20, RollupsBytes: 512 << 20})
+	must(t, err)
 }
 
 func TestTopologyRefusesTooLittle(t *testing.T) {
