@@ -50,7 +50,7 @@ type EventPosition struct {
 	// Upto is a version: with this message, every event is out in its newest state up to there.
 	Upto uint64
 	// Begun is 0 where events are written as they happen. Else this message is of a list, which comes in
-	// the order of names: then it is the sequence of EVENTS after which that list began to be written.
+	// the order of names: then it is the sequence of EVENTS at which that list began to be written.
 	Begun uint64
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/heapstream/heapstream/proto"
 	"github.com/heapstream/heapstream/proto/bus"
+	"github.com/heapstream/heapstream/scraper/events"
 	"github.com/heapstream/heapstream/scraper/kube"
 )
 
@@ -19,8 +20,9 @@ type Role string
 // The roles.
 const (
 	RoleNode      Role = "node"      // scrapes the kubelet of its own node
-	RoleInventory Role = "inventory" // publishes what only the whole cluster tells
-	RoleCentral   Role = "central"   // scrapes every node, and publishes the inventory
+	RoleInventory Role = "inventory" // publishes what only the whole cluster tells, and its events
+	RoleCentral   Role = "central"   // scrapes every node, and publishes inventory and events
+	RoleEvents    Role = "events"    // publishes events alone
 )
 
 // Where the node role takes its pods from.
@@ -56,7 +58,10 @@ type Config struct {
 	PodsFrom     string        // node role: PodsFromAPI or PodsFromKubelet
 	NodeRefresh  time.Duration // node role: between two looks at the own Node
 	BacklogBytes int64         // batches kept while the bus is away, in bytes
-	Identity     string        // how the lease shows us; the host name where empty
+	Identity     string        // how leases show us; the host name where empty
+
+	Events     bool // roles inventory and central: publish events as well
+	EventsRate int  // most states of events a second, on average
 }
 
 // Kubelet is how to reach kubelets. Port and Scheme win over the source's options.
@@ -81,12 +86,13 @@ type Kubelet struct {
 // DefaultConfig is a central scraper inside of a cluster.
 func DefaultConfig() Config {
 	return Config{Role: RoleCentral, Cluster: "default", Source: "kubernetes.summary_api:", Resolution: DefaultResolution,
-		PodsFrom: PodsFromAPI, NodeRefresh: 5 * time.Minute, BacklogBytes: DefaultBacklogBytes}
+		PodsFrom: PodsFromAPI, NodeRefresh: 5 * time.Minute, BacklogBytes: DefaultBacklogBytes,
+		Events: true, EventsRate: events.DefaultRate}
 }
 
 // Flags registers the configuration.
 func (c *Config) Flags(fs *pflag.FlagSet) {
-	fs.StringVar((*string)(&c.Role), "role", string(c.Role), "node: scrape the kubelet of --node-name; inventory: publish what only the whole cluster tells; central: both, for every node")
+	fs.StringVar((*string)(&c.Role), "role", string(c.Role), "node: scrape the kubelet of --node-name; inventory: publish what only the whole cluster tells, and its events; central: both, for every node; events: publish events alone")
 	fs.StringVar(&c.Cluster, "cluster", c.Cluster, "`name` of the cluster on the bus")
 	fs.StringVar(&c.NodeName, "node-name", c.NodeName, "`node` whose kubelet is scraped (role node)")
 	fs.StringVar(&c.Source, "source", c.Source, "where measurements come from, as Heapster's --source: KEY:[scheme://host[:port]][?option=value&…]; "+SourceHelp)
@@ -114,7 +120,9 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.PodsFrom, "pods-from", c.PodsFrom, "where the node role learns of its pods: api (list and watch) or kubelet (its /pods)")
 	fs.DurationVar(&c.NodeRefresh, "node-refresh", c.NodeRefresh, "how often the node role reads its own Node")
 	fs.Int64Var(&c.BacklogBytes, "backlog-bytes", c.BacklogBytes, "`bytes` of batches kept in memory while the bus is away; the oldest are dropped beyond")
-	fs.StringVar(&c.Identity, "identity", c.Identity, "`name` under which the inventory lease is held; the host's where empty")
+	fs.StringVar(&c.Identity, "identity", c.Identity, "`name` under which leases are held; the host's where empty")
+	fs.BoolVar(&c.Events, "events", c.Events, "publish the cluster's events (roles inventory and central)")
+	fs.IntVar(&c.EventsRate, "events-rate", c.EventsRate, "most `states` of events published a second, on average; what exceeds it waits at the API server, and updates may be skipped there")
 }
 
 func scheme(https bool) string {
@@ -141,7 +149,7 @@ func (c *Config) Validate() error {
 		if c.NodeRefresh < time.Second {
 			complain("--node-refresh is %s; it must be at least 1s", c.NodeRefresh)
 		}
-	case RoleInventory, RoleCentral:
+	case RoleInventory, RoleCentral, RoleEvents:
 		if c.Kubelet.Address != "" {
 			complain("--kubelet-address is for --role=node")
 		}
@@ -149,7 +157,7 @@ func (c *Config) Validate() error {
 			complain("--node-name is for --role=node, not %s", c.Role)
 		}
 	default:
-		complain("--role is %q; it must be node, inventory or central", c.Role)
+		complain("--role is %q; it must be node, inventory, central or events", c.Role)
 	}
 	if err := bus.CheckCluster(c.Cluster); err != nil {
 		complain("--cluster: %w", err)
@@ -175,6 +183,9 @@ func (c *Config) Validate() error {
 	}
 	if k.Insecure && k.CAFile != "" {
 		complain("--kubelet-insecure makes --kubelet-ca mean nothing: choose one")
+	}
+	if c.EventsRate < 1 || c.EventsRate > 100_000 {
+		complain("--events-rate is %d; it must be 1 to 100000", c.EventsRate)
 	}
 	if c.BacklogBytes < 1<<20 {
 		complain("--backlog-bytes is %d; it must be at least 1 MiB", c.BacklogBytes)

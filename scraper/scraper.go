@@ -7,14 +7,14 @@
 // order of ticks. While the bus is away batches wait in memory up to a bound, beyond which the
 // oldest are dropped and counted.
 //
-// Three roles of one program. node: the kubelet of one node, for a DaemonSet. inventory: what only
-// the whole cluster tells, for a Deployment of two. central: both, for every node, as Heapster did
-// with its --source. How a kubelet's port and scheme are chosen stands at [Kubelet].
+// Four roles of one program. node: the kubelet of one node, for a DaemonSet. inventory: what only
+// the whole cluster tells, and its events, for a Deployment of two. central: both, for every node, as
+// Heapster did with its --source. events: the events alone, as Heapster's eventer. How a kubelet's port and scheme are chosen stands at [Kubelet].
 //
 // It keeps nothing that matters: after a crash the next tick is scraped as if nothing had been, and
 // a tick scraped twice has the same message id. What waited in memory is lost with the process.
 //
-// Not here: one kubelet's answer (kubelet), the API server's objects (node, inventory, kube), rates
+// Not here: one kubelet's answer (kubelet), the API server's objects (node, inventory, events, kube), rates
 // and sums (aggregator).
 package scraper
 
@@ -39,6 +39,7 @@ import (
 	"github.com/heapstream/heapstream/proto"
 	"github.com/heapstream/heapstream/proto/bus"
 	"github.com/heapstream/heapstream/proto/daemon"
+	"github.com/heapstream/heapstream/scraper/events"
 	"github.com/heapstream/heapstream/scraper/inventory"
 	"github.com/heapstream/heapstream/scraper/kube"
 	"github.com/heapstream/heapstream/scraper/kubelet"
@@ -64,7 +65,8 @@ type Scraper struct {
 	publisher *bus.Publisher
 	backlog   *backlog
 	telemetry *telemetry
-	inventory *inventory.Inventory // nil in the node role
+	inventory *inventory.Inventory // nil in the roles node and events
+	events    *events.Events       // nil in the node role, or where not wanted
 	mirrors   *inventory.Mirrors   // role inventory
 	all       *node.All            // role central
 	own       *node.Own            // role node
@@ -136,7 +138,7 @@ func New(cfg Config, deps Deps) (*Scraper, error) {
 	default:
 		return nil, err
 	}
-	if cfg.Role != RoleInventory {
+	if cfg.Role == RoleNode || cfg.Role == RoleCentral {
 		kc, err := cfg.kubelets(identity)
 		if err != nil {
 			return nil, err
@@ -170,14 +172,26 @@ func New(cfg Config, deps Deps) (*Scraper, error) {
 		s.all = node.NewAll(client, s.log, source.HostIDAnnotation)
 		s.known, cluster = s.all, s.all
 	}
+	host, _ := os.Hostname() // only a name for people
+	owner := cmp.Or(cfg.Identity, host, "scraper")
 	if cluster != nil {
 		t, err := inventory.NewTelemetry(deps.Registry)
 		if err != nil {
 			return nil, err
 		}
-		host, _ := os.Hostname() // only a name for people
-		s.inventory = inventory.New(inventory.Config{Cluster: cfg.Cluster, Owner: cmp.Or(cfg.Identity, host, "scraper"), Resolution: cfg.Resolution},
+		s.inventory = inventory.New(inventory.Config{Cluster: cfg.Cluster, Owner: owner, Resolution: cfg.Resolution},
 			inventory.Deps{Bus: deps.Bus, Publisher: s.publisher, Client: client, Cluster: cluster, Log: s.log, Telemetry: t, Now: s.now})
+	}
+	if cfg.Role == RoleEvents || cluster != nil && cfg.Events {
+		t, err := events.NewTelemetry(deps.Registry)
+		if err != nil {
+			return nil, err
+		}
+		d := events.Deps{Bus: deps.Bus, Client: client, Log: s.log, Telemetry: t}
+		if s.inventory != nil {
+			d.Registered = s.inventory.Registered()
+		}
+		s.events = events.New(events.Config{Cluster: cfg.Cluster, Owner: owner, Rate: cfg.EventsRate}, d)
 	}
 	if deps.Health != nil {
 		deps.Health.Ready("scraper", s.Ready)
@@ -225,6 +239,9 @@ func (s *Scraper) Run(ctx context.Context) error {
 	if s.inventory != nil {
 		part(s.inventory.Run)
 	}
+	if s.events != nil {
+		part(s.events.Run)
+	}
 	switch s.cfg.Role {
 	case RoleInventory:
 		part(func(ctx context.Context) error { s.mirrors.Run(ctx); return nil })
@@ -247,8 +264,11 @@ func (s *Scraper) Run(ctx context.Context) error {
 }
 
 // Ready is nil when a batch was published within the last two resolutions (role inventory: when the
-// inventory is out or another's duty), else says in words what is in the way.
+// inventory is out or another's duty; role events: when events are), else says in words what is in the way.
 func (s *Scraper) Ready() error {
+	if s.cfg.Role == RoleEvents {
+		return errors.Join(s.events.Err(), s.bus.Status())
+	}
 	if s.cfg.Role == RoleInventory {
 		return errors.Join(s.inventory.Ready(), s.bus.Status())
 	}

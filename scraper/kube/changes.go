@@ -62,7 +62,7 @@ func (c *Client) List(ctx context.Context, res Resource, f func(runtime.Object) 
 }
 
 func (c *Client) page(ctx context.Context, res *Resource, opts metav1.ListOptions) (meta.List, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	ctx, cancel := context.WithTimeout(klog.NewContext(ctx, logr.Discard()), c.timeout) // errors are told by the caller
 	defer cancel()
 	opts.FieldSelector = res.Selector
 	obj, err := res.request(c, false).VersionedParams(&opts, metav1.ParameterCodec).Do(ctx).Get()

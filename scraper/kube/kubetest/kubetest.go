@@ -37,6 +37,8 @@ type Server struct {
 	wake    chan struct{} // closed and replaced with every change
 	denied  map[string]int
 	asked   map[string]int
+	oldest  int // changes up to this version are forgotten
+	onList  func(path string)
 }
 
 type event struct {
@@ -111,6 +113,57 @@ func (s *Server) Refuse(path string, status int) {
 	s.denied[path] = status
 }
 
+// Forget makes the server forget the changes of until now: watches and continued lists that began
+// before are answered with 410 Gone. Connections stay.
+func (s *Server) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.oldest = s.version
+}
+
+// Disconnect ends all connections, as a restart of the server does.
+func (s *Server) Disconnect() { s.http.CloseClientConnections() }
+
+// Version is the present resource version.
+func (s *Server) Version() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.version
+}
+
+// SetBack makes the server be as if everything after a version had never been, as one whose store was
+// restored from a backup. What was changed since is gone.
+func (s *Server) SetBack(version int) {
+	s.mu.Lock()
+	for path, objects := range s.objects {
+		for key, o := range objects {
+			if versionOf(o) > version {
+				delete(s.objects[path], key)
+			}
+		}
+	}
+	s.log = slices.DeleteFunc(s.log, func(e event) bool { return e.version > version })
+	s.version = version
+	s.mu.Unlock()
+	s.Disconnect()
+}
+
+// OnList calls f before each list, or page of one, is answered.
+func (s *Server) OnList(f func(path string)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onList = f
+}
+
+func versionOf(o runtime.Object) int {
+	acc, err := meta.Accessor(o)
+	if err != nil {
+		panic(err)
+	}
+	v, _ := strconv.Atoi(acc.GetResourceVersion()) // as Put wrote it
+	return v
+}
+
 // Asked is how often a path was asked for.
 func (s *Server) Asked(path string) int {
 	s.mu.Lock()
@@ -154,19 +207,44 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.watch(w, r, path, partial)
 	default:
 		s.mu.Lock()
-		var items []any
-		for _, key := range slices.Sorted(maps.Keys(s.objects[path])) {
-			if o := s.objects[path][key]; selected(o, q.Get("fieldSelector")) {
-				items = append(items, shown(o, partial))
-			}
+		onList := s.onList
+		s.mu.Unlock()
+		if onList != nil {
+			onList(path)
 		}
-		version := s.version
+		var items []any
+		limit, _ := strconv.Atoi(q.Get("limit"))
+		next := ""
+		s.mu.Lock()
+		version, after := s.version, ""
+		if token, key, ok := strings.Cut(q.Get("continue"), " "); ok {
+			version, _ = strconv.Atoi(token)
+			after = key
+		}
+		if version < s.oldest {
+			s.mu.Unlock()
+			refuse(w, http.StatusGone, "a continued list")
+			return
+		}
+		last := ""
+		for _, key := range slices.Sorted(maps.Keys(s.objects[path])) {
+			o := s.objects[path][key]
+			// What has changed since the first page is left to the watch that follows.
+			if key <= after || versionOf(o) > version || !selected(o, q.Get("fieldSelector")) {
+				continue
+			}
+			if limit > 0 && len(items) == limit {
+				next = strconv.Itoa(version) + " " + last
+				break
+			}
+			items, last = append(items, shown(o, partial)), key
+		}
 		s.mu.Unlock()
 		kind, api := listKind(path), apiVersion(path)
 		if partial {
 			kind, api = "PartialObjectMetadataList", "meta.k8s.io/v1"
 		}
-		answer(w, map[string]any{"kind": kind, "apiVersion": api, "metadata": map[string]any{"resourceVersion": strconv.Itoa(version)}, "items": items})
+		answer(w, map[string]any{"kind": kind, "apiVersion": api, "metadata": map[string]any{"resourceVersion": strconv.Itoa(version), "continue": next}, "items": items})
 	}
 }
 
@@ -196,6 +274,12 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, path string, part
 	}
 	for {
 		s.mu.Lock()
+		if from < s.oldest {
+			s.mu.Unlock()
+			send("ERROR", &metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure,
+				Message: fmt.Sprintf("too old resource version: %d", from), Reason: metav1.StatusReasonExpired, Code: http.StatusGone})
+			return
+		}
 		wake := s.wake
 		for _, e := range s.log {
 			if e.version > from && e.path == path && (selected(e.object, q.Get("fieldSelector")) || e.kind == "DELETED") {
@@ -223,6 +307,8 @@ func listKind(path string) string {
 		return "PodList"
 	case "/api/v1/namespaces":
 		return "NamespaceList"
+	case "/api/v1/events":
+		return "EventList"
 	}
 	return "List"
 }
@@ -270,7 +356,7 @@ func answer(w http.ResponseWriter, o any) {
 }
 
 func refuse(w http.ResponseWriter, status int, path string) {
-	reason := map[int]metav1.StatusReason{403: metav1.StatusReasonForbidden, 401: metav1.StatusReasonUnauthorized, 404: metav1.StatusReasonNotFound}[status]
+	reason := map[int]metav1.StatusReason{410: metav1.StatusReasonExpired, 403: metav1.StatusReasonForbidden, 401: metav1.StatusReasonUnauthorized, 404: metav1.StatusReasonNotFound}[status]
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure",
