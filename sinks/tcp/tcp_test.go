@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,11 +38,11 @@ func peer(t *testing.T, serve func(*net.TCPConn)) *Peer {
 }
 
 func TestDeliveredMeansRead(t *testing.T) {
-	var got int
+	var got atomic.Int64
 	data := make([]byte, 4<<20)
-	p := peer(t, func(c *net.TCPConn) { b, _ := io.ReadAll(c); got += len(b) })
-	if err := p.Deliver(t.Context(), data); err != nil || got != len(data) {
-		t.Fatalf("%d bytes of %d read, %v", got, len(data), err)
+	p := peer(t, func(c *net.TCPConn) { b, _ := io.ReadAll(c); got.Add(int64(len(b))) })
+	if err := p.Deliver(t.Context(), data); err != nil || got.Load() != int64(len(data)) {
+		t.Fatalf("%d bytes of %d read, %v", got.Load(), len(data), err)
 	}
 	// One that closes before it has read everything did not take it.
 	p = peer(t, func(c *net.TCPConn) { _, _ = io.ReadFull(c, make([]byte, 100)) })
