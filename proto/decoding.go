@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/compress/s2"
 	"github.com/vmihailenco/msgpack/v5"
 )
 
@@ -18,8 +18,12 @@ var ErrSchema = errors.New("message has a newer schema; update this service befo
 // ErrMalformed says that a message is not one of ours, or damaged.
 var ErrMalformed = errors.New("message is malformed")
 
-// maxInterned bounds the strings a decoder remembers; past it, it starts anew.
-const maxInterned = 1 << 17
+// maxInterned bounds the strings a decoder shares between senders, and maxRemembered those that it knows by
+// their place; past it, it starts anew.
+const (
+	maxInterned   = 1 << 17
+	maxRemembered = 1 << 23
+)
 
 // Decoder reads messages. It reuses its memory from call to call, shares equal strings between
 // messages, and is not safe for concurrent use.
@@ -27,7 +31,6 @@ const maxInterned = 1 << 17
 // All its errors wrap ErrSchema or ErrMalformed; it never panics, and it allocates in proportion
 // to what the message really holds.
 type Decoder struct {
-	zstd     *zstd.Decoder
 	mp       *msgpack.Decoder
 	r        bytes.Reader
 	data     []byte
@@ -36,6 +39,12 @@ type Decoder struct {
 	strings  []string
 	labels   []Label
 
+	from       sender // of the message that is being read
+	senders    map[sender]*memory
+	remembered int      // strings of all senders
+	enough     int      // of them until forget
+	spare      []string // for the next message's
+
 	pendingBins int    // bins of the block that rows has opened
 	part        string // of the message that is being read, for errors
 	attribute   string // of the rows that are being read; "": none
@@ -43,12 +52,7 @@ type Decoder struct {
 
 // NewDecoder returns a decoder.
 func NewDecoder() *Decoder {
-	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-		zstd.WithDecoderMaxMemory(maxBodyBytes), zstd.WithDecodeAllCapLimit(true))
-	if err != nil {
-		panic(fmt.Sprintf("zstd refuses constant options: %v", err)) // cannot happen
-	}
-	d := &Decoder{zstd: z, interned: make(map[string]string)}
+	d := &Decoder{interned: make(map[string]string), senders: make(map[sender]*memory)}
 	d.mp = msgpack.NewDecoder(&d.r)
 	return d
 }
@@ -59,6 +63,7 @@ func (d *Decoder) Batch(data []byte, b *Batch) error {
 	err := d.decode(data, typeBatch, "batch", func(n int) {
 		d.atLeast(n, 6)
 		b.Cluster, b.Node = d.name(), d.name()
+		d.from = sender{b.Cluster, b.Node, ScopeNode}
 		b.Tick = Tick(d.int())
 		b.Resolution = d.duration()
 		b.Source = d.name()
@@ -173,7 +178,7 @@ func (d *Decoder) decode(data []byte, kind uint64, what string, header func(n in
 		clear(d.interned)
 	}
 	d.reset(data)
-	d.part, d.attribute = "frame", ""
+	d.part, d.attribute, d.from = "frame", "", sender{}
 	n := d.arrayLen(maxColumns)
 	d.atLeast(n, 5)
 	if schema := d.uint(1<<64 - 1); schema != Schema {
@@ -193,16 +198,17 @@ func (d *Decoder) decode(data []byte, kind uint64, what string, header func(n in
 	}
 	size := d.uint(maxBodyBytes)
 	packed := d.bin()
-	if size > 1<<20+1024*uint64(len(packed)) {
+	if size > 22*uint64(len(packed)) { // Snappy's copies are of 64 bytes in 3 at most
 		d.fail("body of %d bytes packed into %d", size, len(packed))
 	}
-	d.body = slices.Grow(d.body[:0], int(size)) //nolint:gosec // capped
-	d.body = d.body[:0:size]
-	d.body, err = d.zstd.DecodeAll(packed, d.body)
+	n, err = s2.DecodedLen(packed)
 	d.check(err)
-	if uint64(len(d.body)) != size {
-		d.fail("body of %d bytes where %d were announced", len(d.body), size)
+	if uint64(n) != size { //nolint:gosec // not negative
+		d.fail("body of %d bytes where %d were announced", n, size)
 	}
+	d.body = slices.Grow(d.body[:0], n)
+	d.body, err = s2.Decode(d.body[:n], packed)
+	d.check(err)
 	d.reset(d.body)
 	body()
 	return nil
@@ -218,6 +224,7 @@ func (d *Decoder) rollupHeader(n int, r *Rollup) {
 	d.atLeast(n, 9)
 	r.Scope = Scope(d.uint(255)) //nolint:gosec // capped
 	r.Cluster, r.Name = d.name(), d.name()
+	d.from = sender{r.Cluster, r.Name, r.Scope}
 	r.Tick = Tick(d.int())
 	r.Resolution = d.duration()
 	r.Seq = d.uint(1<<64 - 1)
@@ -257,10 +264,7 @@ func (d *Decoder) table(t *Table) {
 	t.Scraped = d.int()
 
 	d.part = "strings"
-	d.strings = append(d.strings[:0], "")
-	for range d.arrayLen(maxStrings) {
-		d.strings = append(d.strings, d.name())
-	}
+	d.texts()
 
 	d.part = "entities"
 	rows := d.rows(maxEntities, 1+len(entityBins))
@@ -383,25 +387,36 @@ func (d *Decoder) column(col *Column, b []byte, rows int) {
 		}
 		return
 	}
-	last := int64(0)
-	full := head&headBitmap == 0
-	for row := range col.Values {
-		if !full && !col.Present.Has(row) {
-			col.Values[row] = 0
-			continue
+	values, last, at := col.Values, int64(0), 0
+	next := func(row int) {
+		delta, n := binary.Varint(b[at:])
+		if n <= 0 {
+			d.fail("column of %s ends at row %d of %d", col.Field, row, rows)
 		}
-		if len(b) > 0 && b[0] < 0x80 { // most differences take one byte
-			last += int64(b[0]>>1) ^ -int64(b[0]&1)
-			b = b[1:]
-		} else {
-			delta, n := binary.Varint(b)
-			if n <= 0 {
-				d.fail("column of %s ends at row %d of %d", col.Field, row, rows)
+		at += n
+		last += delta
+	}
+	if head&headBitmap == 0 {
+		for row := range values {
+			if at < len(b) && b[at] < 0x80 { // most differences take one byte
+				last += int64(b[at]>>1) ^ -int64(b[at]&1)
+				at++
+			} else {
+				next(row)
 			}
-			b = b[n:]
-			last += delta
+			values[row] = last * unit
 		}
-		col.Values[row] = last * unit
+		return
+	}
+	clear(values)
+	for row := range col.rows() {
+		if at < len(b) && b[at] < 0x80 {
+			last += int64(b[at]>>1) ^ -int64(b[at]&1)
+			at++
+		} else {
+			next(row)
+		}
+		values[row] = last * unit
 	}
 }
 
@@ -463,17 +478,89 @@ func (d *Decoder) bin() []byte {
 }
 
 // name reads a short string and returns the one instance of it that this decoder hands out.
-func (d *Decoder) name() string {
+func (d *Decoder) name() string { return d.intern(d.short()) }
+
+func (d *Decoder) short() []byte {
 	b := d.bin()
 	if len(b) > maxStringBytes {
 		d.fail("string of %d bytes, at most %d", len(b), maxStringBytes)
 	}
+	return b
+}
+
+func (d *Decoder) intern(b []byte) string {
 	s, ok := d.interned[string(b)]
 	if !ok {
 		s = string(b)
 		d.interned[s] = s
 	}
 	return s
+}
+
+// sender is whom a message is about; its next one has nearly the same strings in the same order.
+type sender struct {
+	cluster, name string
+	scope         Scope
+}
+
+// memory is the strings of a sender's last message.
+type memory struct {
+	strings []string
+	silent  bool // since forget was last called
+}
+
+// texts reads the strings of a message. Most are where they were in the sender's last one: to compare them
+// there costs less than to look each of them up among those of all senders.
+func (d *Decoder) texts() {
+	if d.remembered > d.enough {
+		d.forget()
+	}
+	m := d.senders[d.from]
+	if m == nil {
+		m = &memory{}
+		d.senders[d.from] = m
+	}
+	m.silent = false
+	n, at := d.arrayLen(maxStrings), 1
+	all := append(slices.Grow(d.spare[:0], n+1), "")
+	d.spare = nil
+	for range n {
+		all = append(all, d.like(m.strings, &at))
+	}
+	d.remembered += len(all) - len(m.strings)
+	d.strings, m.strings, d.spare = all, all, m.strings
+}
+
+// like reads a string that is expected at that place of those of before, or a little behind.
+func (d *Decoder) like(before []string, at *int) string {
+	b := d.short()
+	for i := *at; i < min(*at+lookAhead, len(before)); i++ {
+		if before[i] == string(b) {
+			*at = i + 1
+			return before[i]
+		}
+	}
+	return d.intern(b)
+}
+
+// lookAhead is how many strings may have gone from one place for the rest to be found again.
+const lookAhead = 8
+
+// forget drops the strings of senders that sent nothing since it was last called; it is called again when
+// twice as many have come.
+func (d *Decoder) forget() {
+	if d.remembered > maxRemembered {
+		clear(d.senders)
+		d.remembered = 0
+	}
+	for from, m := range d.senders {
+		if m.silent {
+			delete(d.senders, from)
+			d.remembered -= len(m.strings)
+		}
+		m.silent = true
+	}
+	d.enough = max(2*d.remembered, maxInterned)
 }
 
 // binReader reads the values of one attribute.
@@ -492,6 +579,11 @@ func (r *binReader) byte() byte {
 }
 
 func (r *binReader) uvarint(most uint64) uint64 {
+	if len(r.b) > 0 && r.b[0] < 0x80 && uint64(r.b[0]) <= most { // nearly always
+		v := uint64(r.b[0])
+		r.b = r.b[1:]
+		return v
+	}
 	v, n := binary.Uvarint(r.b)
 	if n <= 0 || v > most {
 		r.d.fail("attribute ends early or is above %d", most)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/s2"
 )
 
 var update = flag.Bool("update", false, "renew golden files")
@@ -304,21 +305,20 @@ func TestErrorsNameWhatIsWrong(t *testing.T) {
 
 func TestBombsAreRefusedBeforeTheyGrow(t *testing.T) {
 	enc := NewEncoder()
-	bomb, err := enc.message(typeBatch, func() {
-		enc.array(6)
-		enc.str("c")
-		enc.str("n")
-		enc.int(0)
-		enc.int(0)
-		enc.str("")
-		enc.uint(0)
-	}, func() error {
-		enc.body.Write(make([]byte, 40<<20))
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	const size = 40 << 20
+	enc.array(5)
+	enc.uint(Schema)
+	enc.uint(typeBatch)
+	enc.array(6)
+	enc.str("c")
+	enc.str("n")
+	enc.int(0)
+	enc.int(0)
+	enc.str("")
+	enc.uint(0)
+	enc.uint(size)
+	enc.bin(s2.Encode(nil, make([]byte, size))) // not Snappy, but read by the same library
+	bomb := enc.body.Bytes()
 	if len(bomb) > 1<<16 {
 		t.Fatalf("the bomb has %d bytes", len(bomb))
 	}
@@ -545,5 +545,76 @@ func walk(t *Table) {
 	}
 	for i := range t.Devices {
 		_ = t.Devices[i].AppendLabels(nil)
+	}
+}
+
+// What a decoder knows of a sender's last message must not show in the next one, whatever came and went.
+func TestStringsOfTheLastMessageDoNotShow(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 7))
+	enc, dec := NewEncoder(), NewDecoder()
+	nodes := []*Batch{testBatch(1, 30, 1), testBatch(2, 30, 1), testBatch(3, 60, 2)}
+	var got Batch
+	for round := range 60 {
+		n := r.IntN(len(nodes))
+		want := nodes[n]
+		want.Node = fmt.Sprint("node-", n)
+		for range r.IntN(25) { // pods are renamed, lose their labels or get new ones
+			e := &want.Entities[1+r.IntN(len(want.Entities)-1)]
+			switch r.IntN(4) {
+			case 0:
+				e.Name = fmt.Sprint("new-", r.IntN(100))
+			case 1:
+				e.UID = ""
+			case 2:
+				e.Labels = nil
+			case 3:
+				e.Labels = []Label{{"app", fmt.Sprint(round)}}
+			}
+		}
+		data, err := enc.Batch(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := dec.Batch(data, &got); err != nil {
+			t.Fatal(err)
+		}
+		if d := tableDiff(&want.Table, &got.Table); d != "" {
+			t.Fatalf("round %d: %s", round, d)
+		}
+	}
+}
+
+// Nodes come and go for ever; what a decoder knows of them does not grow with it.
+func TestSilentSendersAreForgotten(t *testing.T) {
+	enc, dec := NewEncoder(), NewDecoder()
+	b, staying := testBatch(1, 30, 2), 0
+	var got Batch
+	send := func(node string) {
+		b.Node = node
+		data, err := enc.Batch(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := dec.Batch(data, &got); err != nil {
+			t.Fatal(err)
+		}
+		staying = len(dec.strings)
+	}
+	for n := range 3_000 {
+		send(fmt.Sprint("passing-", n))
+		send("staying")
+	}
+	if most := 2 * maxInterned / staying; len(dec.senders) > most {
+		t.Errorf("%d senders are remembered, at most %d were expected", len(dec.senders), most)
+	}
+	sum := 0
+	for _, m := range dec.senders {
+		sum += len(m.strings)
+	}
+	if dec.remembered != sum {
+		t.Errorf("%d strings are counted, %d remembered", dec.remembered, sum)
+	}
+	if dec.senders[sender{b.Cluster, "staying", ScopeNode}] == nil {
+		t.Error("one that sends is forgotten")
 	}
 }

@@ -4,7 +4,7 @@
 //
 // With format=json, the default, a record is one sample, in the bytes that Heapster wrote. With
 // format=msgpack it is a whole rollup as it travels on ROLLUPS: a msgpack array
-// [schema, type, header, size, body] whose body is zstd (its layout stands in proto/encoding.go; in Go,
+// [schema, type, header, size, body] whose body is a Snappy block (its layout stands in proto/encoding.go; in Go,
 // proto.NewDecoder().Rollup reads it).
 //
 // The key is cluster/node, or cluster/namespace, hashed to a partition as Java's clients do (murmur2),
