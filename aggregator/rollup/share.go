@@ -139,6 +139,18 @@ var (
 
 // add sums the share's pods by namespace and workload. uid tells that of a namespace.
 func (s *Share) add(uid func(namespace string) string) {
+	namespaces, workloads := 0, 0
+	for i := range s.pods {
+		p := &s.pods[i]
+		other := i == 0 || s.pods[i-1].namespace != p.namespace
+		if other {
+			namespaces++
+		}
+		if p.workload.Kind != "" && (other || s.pods[i-1].workload != p.workload) {
+			workloads++
+		}
+	}
+	s.namespaces, s.workloads = make([]namespaceShare, 0, namespaces), make([]workloadShare, 0, workloads)
 	for from := 0; from < len(s.pods); {
 		n := namespaceShare{name: s.pods[from].namespace, uid: uid(s.pods[from].namespace)}
 		to := from
