@@ -92,7 +92,7 @@ func (o *options) run(ctx context.Context, d daemon.Deps) (err error) {
 	} else {
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
-	ports, err := freePorts(7)
+	ports, err := freePorts(7) // nats, simcluster, apigw (2), aggregator, scraper; the last for profiles of nats
 	if err != nil {
 		return err
 	}
@@ -112,13 +112,18 @@ func (o *options) run(ctx context.Context, d daemon.Deps) (err error) {
 	local := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
 	natsURL, api, kubeconfig := "nats://"+local(0), local(1), filepath.Join(dir, "reader.kubeconfig")
 
+	profNATS, natsTelemetry := "", ""
+	if o.profiles != "" {
+		natsTelemetry = local(6)
+		profNATS = fmt.Sprintf("prof_port: %d\n", ports[6])
+	}
 	conf := filepath.Join(dir, "nats.conf")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, "listen: %q\nmax_payload: 8MB\njetstream { store_dir: %q, max_file_store: 32GB, max_memory_store: 64MB }\n", local(0), filepath.Join(dir, "nats")), 0o600); err != nil {
+	if err := os.WriteFile(conf, fmt.Appendf(nil, "listen: %q\nmax_payload: 8MB\njetstream { store_dir: %q, max_file_store: 32GB, max_memory_store: 64MB }\n%s", local(0), filepath.Join(dir, "nats"), profNATS), 0o600); err != nil {
 		return err
 	}
 	begun := time.Now()
 	if err := errors.Join(
-		start("nats", "", "-c", conf),
+		start("nats", natsTelemetry, "-c", conf),
 		start("simcluster", "", "--nodes="+strconv.Itoa(o.nodes), "--pods="+strconv.Itoa(o.pods), "--containers="+strconv.Itoa(o.containers), "--recorded=false",
 			"--listen="+api, "--listen-secure=127.0.0.1:0", "--kubelet-port=0", "--kubelet-read-only-port=0", "--reader-kubeconfig-out="+kubeconfig),
 	); err != nil {
