@@ -3,6 +3,7 @@ package resourceapi
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 
 	"k8s.io/klog/v2"
@@ -33,7 +34,31 @@ func (q quieter) Enabled(ctx context.Context, l slog.Level) bool {
 
 func (q quieter) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = lowered(r.Level)
+	if r.Level > slog.LevelDebug && clientLeft(r) {
+		if r.Level = slog.LevelDebug; !q.next.Enabled(ctx, r.Level) {
+			return nil
+		}
+	}
 	return q.next.Handle(ctx, r)
+}
+
+// clientLeft reports whether a record is about a client that did not wait for its answer. The API server does so all the
+// time: it asks whether we are there five times at once, and hangs up when the first answer comes. The libraries call
+// that an error, three times over; their telemetry counts it.
+func clientLeft(r slog.Record) (left bool) {
+	switch r.Message {
+	case "Timeout or abort while handling", "Post-timeout activity":
+		return true
+	case "Unhandled Error":
+		r.Attrs(func(a slog.Attr) bool {
+			if a.Key == "err" {
+				text := a.Value.String()
+				left = strings.Contains(text, "http2: stream closed") || strings.Contains(text, "http: Handler timeout") || strings.Contains(text, "client disconnected")
+			}
+			return !left
+		})
+	}
+	return left
 }
 
 func (q quieter) WithAttrs(a []slog.Attr) slog.Handler { return quieter{q.next.WithAttrs(a)} }

@@ -846,6 +846,22 @@ func TestPortZeroServesNothing(t *testing.T) {
 	}
 }
 
+func TestClientsThatHangUpAreNoErrors(t *testing.T) {
+	var b strings.Builder
+	log := slog.New(quieter{slog.NewTextHandler(&b, nil)})
+	log.Error("Unhandled Error", "err", "apiserver was unable to write a application/json response: http2: stream closed")
+	log.Error("Timeout or abort while handling", "URI", "/apis/custom.metrics.k8s.io/v1beta1")
+	log.Info("controller started")
+	if b.Len() > 0 {
+		t.Errorf("told: %s", b.String())
+	}
+	log.Error("Unhandled Error", "err", "something else")
+	log.Warn("warning")
+	if got := strings.Count(b.String(), "\n"); got != 2 {
+		t.Errorf("%d lines: %s", got, b.String())
+	}
+}
+
 // The libraries bring flags and loggers of their own; none may turn up in the process.
 func TestLibrariesLeaveTheProcessAlone(t *testing.T) {
 	flag.VisitAll(func(f *flag.Flag) {
