@@ -2,6 +2,7 @@ package resourceapi
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -9,12 +10,18 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	metainternal "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
+	"k8s.io/apiserver/pkg/endpoints/request"
+
+	"github.com/heapstream/heapstream/apigw/view"
 )
 
 // newHandler is the real handler chain, with everybody let in: 1000 nodes, 30,000 pods of 2 containers.
@@ -151,5 +158,58 @@ func BenchmarkServed(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkWatchFanOut tells so many watches of one namespace, and one of everything, of the rollup of one node of 1000:
+// 30 pods of 30,000, all changed. An operation is one look at the view and the events that come of it.
+func BenchmarkWatchFanOut(b *testing.B) {
+	for _, watches := range []int{0, 100, 1000} {
+		b.Run(fmt.Sprintf("nodes=1000/pods=30/watches=%d", watches), func(b *testing.B) {
+			source := newMoving(newFake(0, 30_000))
+			h := newHubs(func(string) (Source, bool) { return source, true }, time.Now)
+			hub := h.of("", kindPod)
+			if _, _, err := hub.snapshot(); err != nil {
+				b.Fatal(err)
+			}
+			s := &store{cluster: func(context.Context) (string, error) { return "", nil }, hubs: h}
+			var told atomic.Int64
+			var reading sync.WaitGroup
+			ctx, cancel := context.WithCancel(b.Context())
+			for i := range watches {
+				inNamespace := ctx
+				if i > 0 {
+					inNamespace = request.WithNamespace(ctx, fmt.Sprintf("team-%03d", i%50))
+				}
+				w, err := s.watch(inNamespace, kindPod, &metainternal.ListOptions{ResourceVersion: fmt.Sprint(source.Seq())})
+				if err != nil {
+					b.Fatal(err)
+				}
+				reading.Go(func() {
+					for range w.ResultChan() {
+						told.Add(1)
+					}
+				})
+			}
+			changed := make([]*view.PodMetrics, 30)
+			n := int64(0)
+			b.ReportAllocs()
+			for b.Loop() {
+				n++
+				before := source.now.Load()
+				for i := range changed {
+					p := *before.pods[(int(n)*30+i)%len(before.pods)]
+					p.Time = p.Time.Add(time.Second)
+					changed[i] = &p
+				}
+				source.put(changed...)
+				hub.mu.Lock()
+				hub.look(time.Now())
+				hub.mu.Unlock()
+			}
+			cancel()
+			reading.Wait()
+			b.ReportMetric(float64(told.Load())/float64(b.N), "events/op")
+		})
 	}
 }
