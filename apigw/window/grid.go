@@ -193,16 +193,30 @@ func (g *grid) step(w *workspace, sec section, values *proto.Columns, out []byte
 	rowOf := w.rowOf[sec]
 	slots, size := len(g.names), (len(g.names)+7)/8
 	w.dir, w.body = w.dir[:0], w.body[:0]
+	w.rows = w.rows[:0]
+	for _, row := range rowOf {
+		if row >= 0 {
+			for len(w.rows) <= int(row)>>6 {
+				w.rows = append(w.rows, 0)
+			}
+			w.rows[row>>6] |= 1 << (row & 63)
+		}
+	}
 	touched := [4]uint64{}
+	next := 0 // tables have their columns in one order: here is where the next one is likely to be
 	for i := range values.All() {
 		col := &values.All()[i]
 		if !known(col.Field) {
 			continue
 		}
-		c := g.columnFor(col, rowOf)
+		c := next
+		if c >= len(g.fields) || g.fields[c] != col.Field {
+			c = g.columnFor(col, w.rows)
+		}
 		if c < 0 {
 			continue
 		}
+		next = c + 1
 		touched[c>>6] |= 1 << (c & 63)
 		g.stepColumn(w, c, col, rowOf, size)
 	}
@@ -249,16 +263,16 @@ const (
 	codePresent = 0x80 // other rows were present before
 )
 
-var units = [...]int64{1, 1e9, 1e6, 1e3, 4096, 10000}
+var units = [...]int64{1, 1e9, 1e6, 1e3, 4096}
 
-// columnFor returns the grid's column of a table's column, making one where a row of this grid has a
-// value; -1 where none has.
-func (g *grid) columnFor(col *proto.Column, rowOf []int32) int {
+// columnFor returns the grid's column of a table's column, making one where one of these rows of the table,
+// a bit each, has a value; -1 where none has.
+func (g *grid) columnFor(col *proto.Column, rows []uint64) int {
 	if c := g.column(col.Field); c >= 0 {
 		return c
 	}
-	for _, row := range rowOf {
-		if row >= 0 && col.Present.Has(int(row)) {
+	for i, word := range rows[:min(len(rows), len(col.Present))] {
+		if word&col.Present[i] != 0 {
 			g.grow(len(g.names), len(g.fields)+1)
 			g.fields = append(g.fields, col.Field)
 			return len(g.fields) - 1
@@ -337,18 +351,29 @@ func (g *grid) stepColumn(w *workspace, c int, col *proto.Column, rowOf []int32,
 	w.dir = append(w.dir, e)
 }
 
-// commonUnit returns the index of the largest unit that divides all changes.
+// commonUnit returns the index of the first unit that divides all changes, 0 where none does. Division by a
+// constant is several times as fast as by a variable.
 func commonUnit(diff []int64) int {
-next:
-	for u := 1; u < len(units); u++ {
-		for _, d := range diff {
-			if d != 0 && d%units[u] != 0 {
-				continue next
-			}
+	decimal, pages := 3, true // 1e9 is still possible, and so is 4096
+	for _, d := range diff {
+		if d == 0 {
+			continue
 		}
-		return u
+		if decimal == 3 && d%1e9 != 0 {
+			decimal = 2
+		}
+		if decimal == 2 && d%1e6 != 0 {
+			decimal = 1
+		}
+		if decimal == 1 && d%1e3 != 0 {
+			decimal = 0
+		}
+		pages = pages && d&4095 == 0
+		if decimal == 0 && !pages {
+			return 0
+		}
 	}
-	return 0
+	return 4 - decimal // where that is 0, pages are left
 }
 
 func appendBitmap(dst []byte, words []uint64, size int) []byte {

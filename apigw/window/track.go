@@ -111,6 +111,7 @@ type workspace struct {
 	entered []podChange
 	left    []podChange
 
+	rows    []uint64 // of the table that are of the section at hand, a bit each
 	diff    []int64
 	present []uint64
 	dir     []entry
