@@ -125,10 +125,10 @@ up: images ## the services apart, with docker-compose (PROFILES='log influxdb ka
 down: ## stop what up started and remove its data
 	IMAGES='$(IMAGES)' TAG='$(TAG)' $(compose) --profile log --profile influxdb --profile kafka down --volumes --remove-orphans
 
-deploy: ## heapstream into the cluster of the kubectl context (CA=tls.crt; see deploy/kubernetes/README.md)
-	@test -r "$(CA)" || { echo "deploy: say who vouches for the serving certificate: make deploy CA=tls.crt" >&2; exit 2; }
-	kubectl apply -f deploy/kubernetes/rbac.yaml
-	sed "s/CABUNDLE/$$(base64 -w0 '$(CA)')/" deploy/kubernetes/inside/heapstream.yaml | kubectl apply -f -
+SHAPE ?= standalone
+deploy: ## heapstream into the cluster of the kubectl context (SHAPE=standalone, full, edge, hub; see deploy/kubernetes/README.md)
+	@test -d 'deploy/kubernetes/overlays/$(SHAPE)/secrets' || { echo "deploy: make its certificates first: deploy/kubernetes/credentials $(SHAPE)" >&2; exit 2; }
+	kubectl apply -k 'deploy/kubernetes/overlays/$(SHAPE)'
 
 clean: ## remove what was built
 	rm -rf bin

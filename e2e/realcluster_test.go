@@ -66,7 +66,7 @@ const (
 )
 
 // TestOnRealCluster runs heapstream against a real API server and real kubelets, with deploy/kubernetes as it is:
-// the rights of rbac.yaml and the token of its ServiceAccount, registered by outside/apiservice.yaml. Then kubectl
+// the rights of base/standalone/rbac.yaml and the token of its ServiceAccount, registered by outside/apiservice.yaml. Then kubectl
 // top must answer through that API server; what it serves must agree with the cgroups of the containers, where
 // the node is this machine; and a restart, an OOM kill, scaling and SIGKILL of heapstream itself must neither
 // show in what was left alone nor make a wrong number anywhere. Last, each right is taken away in turn, and the
@@ -286,7 +286,8 @@ func (c *realCluster) deploy(t *testing.T) {
 		return string(data)
 	}
 	certificate := servingCertificate(t, c.dir)
-	c.apply(t, read("../deploy/kubernetes/rbac.yaml"))
+	c.apply(t, read("../deploy/kubernetes/base/standalone/rbac.yaml"))
+	c.apply(t, read("../deploy/kubernetes/base/registration/readers.yaml"))
 	c.apply(t, strings.NewReplacer("NAMESPACE", realNamespace, "IMAGE", cmp.Or(os.Getenv(realImage), "docker.io/library/busybox:stable")).
 		Replace(read("testdata/realcluster.yaml")))
 	c.kubectl(t, "-n", realNamespace, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=90s")

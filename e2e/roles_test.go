@@ -43,7 +43,7 @@ var rolesOfScrapers = []simcluster.User{
 		{Verbs: []string{"list", "watch"}, APIGroups: []string{""}, Resources: []string{"nodes", "pods"}},
 		{Verbs: []string{"list", "watch"}, APIGroups: []string{"apps"}, Resources: []string{"replicasets"}},
 		{Verbs: []string{"list", "watch"}, APIGroups: []string{"batch"}, Resources: []string{"jobs"}},
-		{Verbs: []string{"list", "watch"}, APIGroups: []string{"", "events.k8s.io"}, Resources: []string{"events"}},
+		{Verbs: []string{"list", "watch"}, APIGroups: []string{""}, Resources: []string{"events"}},
 	}},
 }
 
