@@ -9,7 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// ErrOvertaken: the stream holds a message that this writer has not seen.
+// ErrOvertaken says that the stream holds a message that this writer has not seen.
 var ErrOvertaken = errors.New("another has written to the stream meanwhile")
 
 // Append stores m, which must have an ID and a Stream, as the message that follows sequence after: for

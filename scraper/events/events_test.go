@@ -215,10 +215,11 @@ func TestEveryUpdateIsAMessage(t *testing.T) {
 		r.happen("series-1")
 	}
 	r.happen("other-1")
-	all := r.settled()
+	r.settled()
 	r.api.Delete(path, "ns-1", "other-1")
 	r.happen("series-1")
-	if all = r.settled(); len(all) != 23 {
+	all := r.settled()
+	if len(all) != 23 {
 		t.Fatalf("%d messages, want 23", len(all))
 	}
 	for i, ev := range all[:21] {

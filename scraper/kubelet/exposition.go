@@ -42,9 +42,7 @@ func (x *exposition) reset(data []byte) {
 // sample is an error, and the next call goes on behind it.
 func (x *exposition) next() (bool, error) {
 	for len(x.rest) > 0 {
-		end := bytes.IndexByte(x.rest, '\n')
-		if end < 0 {
-			end = len(x.rest)
+		if end := bytes.IndexByte(x.rest, '\n'); end < 0 {
 			x.text, x.rest = x.rest, nil
 		} else {
 			x.text, x.rest = x.rest[:end], x.rest[end+1:]

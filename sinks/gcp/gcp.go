@@ -142,7 +142,8 @@ func (m *Monitoring) do(ctx context.Context, method, path string, body []byte) (
 		own := context.WithValue(context.Background(), oauth2.HTTPClient, &http.Client{Transport: m.http.Transport, Timeout: 10 * time.Second})
 		var found *google.Credentials
 		if m.credentials != nil {
-			found, err = google.CredentialsFromJSON(own, m.credentials, Scope) //nolint:staticcheck // of the operator's choosing, not of a stranger's
+			//lint:ignore SA1019 the file is of the operator's choosing, not of a stranger's
+			found, err = google.CredentialsFromJSON(own, m.credentials, Scope)
 		} else {
 			found, err = google.FindDefaultCredentials(own, Scope)
 		}

@@ -138,11 +138,11 @@ func parseFilter(s string) (f filter, err error) {
 	what, rest, _ := strings.Cut(s, "(")
 	expr, ok := strings.CutSuffix(rest, ")")
 	if !ok {
-		return f, fmt.Errorf("Incorrect syntax in filter parameters, missing ): `filter` flag is %q", s) //nolint:staticcheck // Heapster's words
+		return f, fmt.Errorf("`filter` flag is %q: missing ): want label(<key>:<regexp>) or name(<regexp>)", s)
 	}
 	if what == "label" {
 		if f.label, expr, ok = strings.Cut(expr, ":"); !ok || f.label == "" {
-			return f, fmt.Errorf("Missing : from label filter: `filter` flag is %q", s) //nolint:staticcheck // Heapster's words
+			return f, fmt.Errorf("`filter` flag is %q: missing : want label(<key>:<regexp>)", s)
 		}
 	}
 	if f.value, err = regexp.Compile(expr); err != nil {

@@ -225,7 +225,7 @@ func TestOptions(t *testing.T) {
 	sinktest.Complains(t, Kind, "hawkular:http://h?auth=/kube&caCert=/none&insecure=true&useServiceAccount=true&user=u",
 		"Both auth and caCert files provided", "If user and password are used, serviceAccount cannot be used", "Insecure can't be defined with auth or caCert", "`caCert`", "give cacert, cert and key")
 	sinktest.Complains(t, Kind, "hawkular:http://h?filter=name(x&filter=label(x)&filter=name([)&batchSize=-1&tenent=x",
-		"missing )", "Missing : from label filter", "error parsing regexp", "`batchSize` flag must be at least 0", "did you mean `tenant`?")
+		"missing )", "missing : want label", "error parsing regexp", "`batchSize` flag must be at least 0", "did you mean `tenant`?")
 	said := sinktest.Warns(t, Kind, "hawkular:http://h?disablePreCache=true&concurrencyLimit=5&insecure=true")
 	if !strings.Contains(said, "disablePreCache") || !strings.Contains(said, "concurrencyLimit") {
 		t.Errorf("warned of %s", said)

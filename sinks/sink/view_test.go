@@ -11,7 +11,7 @@ import (
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
 
-func view(tb testing.TB, options string) (*sink.View, error, []string) { //nolint:revive // the error is data here
+func view(tb testing.TB, options string) (*sink.View, []string, error) {
 	tb.Helper()
 	t, err := sink.ParseTarget("log:?" + options)
 	if err != nil {
@@ -19,7 +19,7 @@ func view(tb testing.TB, options string) (*sink.View, error, []string) { //nolin
 	}
 	o := t.Options()
 	c := o.Common(sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat()})
-	return &c.View, o.Done(), o.Warnings()
+	return &c.View, o.Warnings(), o.Done()
 }
 
 // rollup is a small node: itself, the system containers and one pod of one container in each of two
@@ -60,7 +60,7 @@ func written(v *sink.View, r *proto.Rollup) (all []string) {
 }
 
 func TestFilters(t *testing.T) {
-	all, err, _ := view(t, "")
+	all, _, err := view(t, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestFilters(t *testing.T) {
 	// what is a plain statement about a line that written makes.
 	check := func(options string, keeps func(f []string) bool) {
 		t.Helper()
-		v, err, warnings := view(t, options)
+		v, warnings, err := view(t, options)
 		if err != nil || len(warnings) > 0 {
 			t.Errorf("%s: %v %v", options, err, warnings)
 			return
@@ -114,7 +114,7 @@ func TestFilters(t *testing.T) {
 func TestFiltersAndRenamesThatAreWrong(t *testing.T) {
 	check := func(options, want string) {
 		t.Helper()
-		_, err, warnings := view(t, options)
+		_, warnings, err := view(t, options)
 		if err == nil {
 			err = fmt.Errorf("%v", warnings)
 		}
@@ -140,7 +140,7 @@ func TestFiltersAndRenamesThatAreWrong(t *testing.T) {
 }
 
 func TestRename(t *testing.T) {
-	v, err, warnings := view(t, "rename=cpu/usage_rate:cpu/millicores&rename=cpu/*:k8s.*&rename=filesystem/*:fs/*&rename=custom/queue_length:app/queue")
+	v, warnings, err := view(t, "rename=cpu/usage_rate:cpu/millicores&rename=cpu/*:k8s.*&rename=filesystem/*:fs/*&rename=custom/queue_length:app/queue")
 	if err != nil || len(warnings) > 0 {
 		t.Fatal(err, warnings)
 	}
@@ -173,7 +173,7 @@ func BenchmarkView(b *testing.B) {
 		"", "filter=metric:*", "filter=metric:cpu/*", "filter=-namespace:kube-*", "filter=label.app:web", "filter=-label.resource_id:Volume:*", "rename=*:k8s/*",
 	} {
 		b.Run("options="+options, func(b *testing.B) {
-			v, err, _ := view(b, options)
+			v, _, err := view(b, options)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -23,7 +23,6 @@ type encoder struct {
 	text   []byte
 	lines  int
 	tags   []byte // of the present entity, or of its present device
-	source []byte
 	device []proto.Label
 	own    []proto.Label
 	merged []proto.Label
