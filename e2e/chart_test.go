@@ -33,7 +33,7 @@ func chartShape(t *testing.T, overlay string) []byte {
 		}
 	}
 	out := generated.ReplaceAllString(strings.Join(kept, "\n---\n")+"\n", "$1")
-	return []byte(regexp.MustCompile(`(?m)^  caBundle: .*\n`).ReplaceAllString(out, ""))
+	return []byte(regexp.MustCompile(`(?m)^  caBundle: .*\n(?:    .*\n)*`).ReplaceAllString(out, ""))
 }
 
 // renderChart renders the chart with values as they are in a file for helm, in a namespace.
@@ -136,6 +136,25 @@ func TestChartValues(t *testing.T) {
 	}
 	if node.NodeSelector["kubernetes.io/os"] != "linux" || !slices.Contains(node.Containers[0].Args, "--metric-resolution=30s") {
 		t.Errorf("the scraper of a node has %v, %v", node.NodeSelector, node.Containers[0].Args)
+	}
+
+	// A hub mirrors each of its clusters, however many.
+	out, err = renderChart(t, "kube-system", `{"shape": "hub", "clusters": ["a", "b", "c"]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mirrored []string
+	for _, w := range decodeManifests(t, []byte(out)).pods {
+		if args := w.pod.Spec.Containers[0].Args; w.kind == "Job" {
+			mirrored = append(mirrored, strings.Join(args[len(args)-2:], " "))
+		}
+	}
+	slices.Sort(mirrored)
+	if got, want := strings.Join(mirrored, "; "), "--cluster=a --from-domain=a; --cluster=b --from-domain=b; --cluster=c --from-domain=c"; got != want {
+		t.Errorf("the hub mirrors %s, want %s", got, want)
+	}
+	if !strings.Contains(out, "clusters: a,b,c\n") {
+		t.Error("gateways and sinks of the hub are not told of its clusters")
 	}
 }
 

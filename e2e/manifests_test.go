@@ -113,7 +113,7 @@ func buildOverlay(t *testing.T, overlay string) []byte {
 	kustomization, err := files.ReadFile(dir + "/kustomization.yaml")
 	must(err)
 	for _, secret := range regexp.MustCompile(`secrets/[a-z./-]+`).FindAllString(string(kustomization), -1) {
-		must(files.WriteFile(dir+"/"+secret, []byte("made up: "+secret)))
+		must(files.WriteFile(dir+"/"+secret, []byte(madeUp(secret))))
 	}
 	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(files, dir)
 	must(err)
@@ -121,6 +121,9 @@ func buildOverlay(t *testing.T, overlay string) []byte {
 	must(err)
 	return out
 }
+
+// madeUp stands in for a file of secrets: as long as a certificate, which is written in several lines.
+func madeUp(secret string) string { return strings.Repeat("made up: "+secret+"\n", 20) }
 
 // decodeManifests takes apart a stream of objects. A field that a type does not have, or one twice, fails the test.
 func decodeManifests(t *testing.T, stream []byte) *manifests {
@@ -559,6 +562,11 @@ func TestManifestsOfEveryShape(t *testing.T) {
 			}
 			if apis := map[bool]int{true: 0, false: 5}[shape == "hub"]; len(m.apis) != apis {
 				t.Errorf("%d APIs are registered, want %d", len(m.apis), apis)
+			}
+			for _, a := range m.apis {
+				if want := madeUp("secrets/serving/ca.crt"); string(a.Spec.CABundle) != want {
+					t.Errorf("%s is vouched for by %q, want ca.crt of heapstream-serving, %q", a.Name, a.Spec.CABundle, want)
+				}
 			}
 			for _, s := range m.services { // what dashboards ask, before and after
 				if s.Name == "heapster" && (s.Namespace != "kube-system" || s.Spec.Ports[0].Port != 80 || ports(m.selected(labels.SelectorFromSet(s.Spec.Selector))[0].pod.Spec)[s.Spec.Ports[0].TargetPort.StrVal] != 8082) {
