@@ -44,6 +44,7 @@ type Ownership struct {
 	token   string // in the ids of our epochs
 
 	lanes [Lanes]lane
+	taken time.Time
 	bytes *semaphore.Weighted
 	stall stall
 
@@ -95,6 +96,7 @@ func (c *Conn) TakeLanes(ctx context.Context, cluster, owner string) (*Ownership
 		return nil, fmt.Errorf("take lanes of cluster %q: %w", cluster, err)
 	}
 	o.ctx, o.cancel = context.WithCancelCause(context.Background())
+	o.taken = time.Now()
 	for n := range o.lanes {
 		o.wg.Go(func() { o.run(&o.lanes[n]) })
 	}
@@ -229,7 +231,7 @@ func (o *Ownership) run(l *lane) {
 			}
 		}
 	}()
-	renew := time.NewTimer(EpochRenewal/2 + EpochRenewal/2/Lanes*time.Duration(l.n)) // spread over half a minute
+	renew := time.NewTimer(o.untilRenewal())
 	defer renew.Stop()
 	// The lanes take turns: one looks at its epoch every EpochCheck.
 	check := time.NewTimer(EpochCheck * time.Duration(l.n+1))
@@ -247,7 +249,7 @@ func (o *Ownership) run(l *lane) {
 			o.settled(it)
 		case <-renew.C:
 			err = o.renew(l)
-			renew.Reset(EpochRenewal)
+			renew.Reset(o.untilRenewal())
 		case <-check.C:
 			if time.Since(l.proven) >= EpochCheck {
 				err = o.check(l)
@@ -261,6 +263,13 @@ func (o *Ownership) run(l *lane) {
 			return
 		}
 	}
+}
+
+// untilRenewal is when the epochs are due. All lanes renew theirs at once, so that the records lie beside each
+// other: the server reads a lane's at every publish, and with it the block of 8 MB that it is in, where that
+// is in its memory no more. Spread over the stream, up to 16 blocks would be read at every tick, and kept.
+func (o *Ownership) untilRenewal() time.Duration {
+	return EpochRenewal - time.Since(o.taken)%EpochRenewal
 }
 
 // send publishes until the stream has the message, or the lane is not ours.
