@@ -520,26 +520,39 @@ func appendColumn(dst []byte, col *Column, rows, present int) []byte {
 			dst = append(dst, byte(w>>(b%8*8)))
 		}
 	}
-	last := int64(0)
-	for row := range col.rows() {
-		v := col.Values[row]
-		switch unit { // division by a constant is several times as fast as by a variable
-		case 1:
-			v /= 1e3
-		case 2:
-			v /= 1e6
-		case 3:
-			v /= 1e9
-		case 4:
-			v /= 4096
-		}
-		dst = binary.AppendVarint(dst, v-last)
-		last = v
-		if constant {
-			break
+	// Room for the longest, so that a value is put without looking for it.
+	dst = slices.Grow(dst, present*binary.MaxVarintLen64)
+	at, last := len(dst), int64(0)
+	dst = dst[:cap(dst)]
+	for i, w := range col.Present {
+		for ; w != 0; w &= w - 1 {
+			v := col.Values[i<<6+bits.TrailingZeros64(w)]
+			switch unit { // division by a constant is several times as fast as by a variable
+			case 1:
+				v /= 1e3
+			case 2:
+				v /= 1e6
+			case 3:
+				v /= 1e9
+			case 4:
+				v /= 4096
+			}
+			d := v - last
+			last = v
+			u := uint64(d<<1) ^ uint64(d>>63) //nolint:gosec // as binary.PutVarint
+			for u >= 0x80 {
+				dst[at] = byte(u) | 0x80
+				u >>= 7
+				at++
+			}
+			dst[at] = byte(u)
+			at++
+			if constant {
+				return dst[:at]
+			}
 		}
 	}
-	return dst
+	return dst[:at]
 }
 
 // shape finds in one pass the largest unit that divides all values, and whether they are all alike.
