@@ -1,16 +1,17 @@
 package rate
 
 // slots hold state by key. The rows of one batch are looked up in the order of the batch before, which
-// for sources that sort their answers finds nearly all of them without hashing a key.
+// for sources that sort their answers finds nearly all of them without hashing a key. An index is made where a
+// row is not there, for that batch alone: kept, it would be a seventh of what is held.
 type slots[K comparable, S any] struct {
 	list  []slot[K]
 	state []S // of each slot; apart, since the garbage collector need not look through what has no pointers
 	free  []int32
-	index map[K]int32
-	order []int32 // slots of the batch at hand, in its order
-	last  []int32 // of the batch before
-	next  int     // where in last the next row is expected
-	round uint32  // of the batch at hand
+	index map[K]int32 // nil until it is needed for the batch at hand
+	order []int32     // slots of the batch at hand, in its order
+	last  []int32     // of the batch before
+	next  int         // where in last the next row is expected
+	round uint32      // of the batch at hand
 }
 
 type slot[K comparable] struct {
@@ -23,8 +24,8 @@ type slot[K comparable] struct {
 
 // begin starts a batch of so many rows.
 func (s *slots[K, S]) begin(rows int) {
-	if s.index == nil && rows > 0 { // as large as it is likely to stay
-		s.index = make(map[K]int32, rows)
+	s.index = nil
+	if s.list == nil && rows > 0 { // as large as it is likely to stay
 		s.list, s.state = make([]slot[K], 0, rows), make([]S, 0, rows)
 		s.order, s.last = make([]int32, 0, rows), make([]int32, 0, rows)
 	}
@@ -43,6 +44,9 @@ func (s *slots[K, S]) find(key K, now, since int64) int32 {
 		s.next++
 	}
 	if !ok {
+		if s.index == nil {
+			s.look()
+		}
 		if i, ok = s.index[key]; !ok {
 			i = s.add(key, now)
 		} else if at := &s.list[i]; at.round == s.round-1 {
@@ -61,6 +65,17 @@ func (s *slots[K, S]) find(key K, now, since int64) int32 {
 	return i
 }
 
+// look makes the index.
+func (s *slots[K, S]) look() {
+	s.index = make(map[K]int32, cap(s.list))
+	for i := range s.list {
+		if at := &s.list[i]; at.used {
+			s.index[at.key] = int32(i) //nolint:gosec // as in add
+		}
+	}
+}
+
+// add makes a slot of a key that the index does not have.
 func (s *slots[K, S]) add(key K, now int64) int32 {
 	var i int32
 	if n := len(s.free); n > 0 {
@@ -75,11 +90,10 @@ func (s *slots[K, S]) add(key K, now int64) int32 {
 	return i
 }
 
-// sweep frees the slots that were last seen before the clock stood at since.
+// sweep frees the slots that were last seen before the clock stood at since. It comes before begin.
 func (s *slots[K, S]) sweep(since int64) {
 	for i := range s.list {
 		if at := &s.list[i]; at.used && at.seen < since {
-			delete(s.index, at.key)
 			*at, s.state[i] = slot[K]{}, *new(S)
 			s.free = append(s.free, int32(i)) //nolint:gosec // as in add
 		}
