@@ -68,6 +68,7 @@ func (a *apiServer) serve(ctx context.Context, listeners []net.Listener) error {
 			}
 			srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 		}
+		l = a.c.front.listener(l)
 		wg.Go(func() {
 			var err error
 			if secure {

@@ -40,6 +40,8 @@ type Cluster struct {
 	shared              netip.Addr // valid when all nodes share one address
 	kubelets            *kubelets
 
+	front front // of the API server
+
 	mu        sync.RWMutex // guards what follows
 	rv        uint64
 	stores    map[string]*store // by plural name

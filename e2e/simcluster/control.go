@@ -125,6 +125,16 @@ func (a *apiServer) control(w http.ResponseWriter, r *http.Request, path string)
 		}
 	case "/forget":
 		a.c.Forget()
+	case "/events":
+		result, err = a.c.happen(q.Get("event"), q.Get("n"))
+	case "/api/restart":
+		var away time.Duration
+		if d := q.Get("away"); d != "" {
+			away, err = time.ParseDuration(d)
+		}
+		if err == nil {
+			a.c.RestartAPIServer(away) // the one who asked is cut off as well
+		}
 	case "/gaps/reset":
 		a.c.ResetGaps()
 	case "/gateway":

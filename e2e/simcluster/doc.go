@@ -45,6 +45,9 @@
 //	curl -X POST 'http://ADDR/sim/nodes/ready?node=node-3&ready=false'
 //	curl -X POST 'http://ADDR/sim/nodes/kubelet?node=node-3&old=true'    one of before Kubernetes 1.18, or back to one of today
 //	curl -X POST 'http://ADDR/sim/churn?n=10'                            ten random changes at once
+//	curl -X POST 'http://ADDR/sim/events?n=10'                           ten events; with event=NAMESPACE/NAME, that one ten times more
+//	curl -X POST 'http://ADDR/sim/forget'                                compaction: watches from before are answered with 410 Gone
+//	curl -X POST 'http://ADDR/sim/api/restart?away=3s'                   the API server: connections cut, changes forgotten, no answer for 3 s
 //	curl -X POST 'http://ADDR/sim/gateway?url=https://127.0.0.1:6443'    where metrics.k8s.io is answered
 //	curl -X POST 'http://ADDR/sim/model?url=http://127.0.0.1:8082'       where Heapster's service is answered
 //	curl 'http://ADDR/sim/status'                                        counts, failures, what was scraped

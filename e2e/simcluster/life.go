@@ -555,7 +555,7 @@ func (p *podState) involved(container string) corev1.ObjectReference {
 }
 
 // event records that something happened. The caller holds mu.
-func (c *Cluster) event(about corev1.ObjectReference, kind, reason, message, component, host string) {
+func (c *Cluster) event(about corev1.ObjectReference, kind, reason, message, component, host string) Event {
 	now := metav1.NewTime(c.now())
 	c.eventSeq++
 	ns := about.Namespace
@@ -568,6 +568,7 @@ func (c *Cluster) event(about corev1.ObjectReference, kind, reason, message, com
 		FirstTimestamp: now, LastTimestamp: now, Count: 1, Type: kind, ReportingController: component, ReportingInstance: host,
 	}
 	c.put("events", fixed{e})
+	happened := told(e, c.rv)
 	c.eventLog = append(c.eventLog, ns+"/"+e.Name)
 	for len(c.eventLog) > c.cfg.EventsKept {
 		oldest := c.eventLog[0]
@@ -575,4 +576,5 @@ func (c *Cluster) event(about corev1.ObjectReference, kind, reason, message, com
 		i := slices.Index([]byte(oldest), '/')
 		c.del("events", oldest[:i], oldest[i+1:])
 	}
+	return happened
 }
