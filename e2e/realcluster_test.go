@@ -88,6 +88,7 @@ func TestOnRealCluster(t *testing.T) {
 	t.Logf("all containers are served after %s", time.Since(started).Round(100*time.Millisecond))
 
 	t.Run("kubectl top", c.checkTop)
+	t.Run("lists of autoscalers", c.checkAutoscalersLists)
 	t.Run("cgroups", func(t *testing.T) { c.checkCgroups(t, f) })
 	t.Run("restart", func(t *testing.T) {
 		f.checkRestart(t, "restarts", func() { c.exec(t, "restarts", "kill", "1") }, "")
