@@ -44,15 +44,22 @@ var kinds = map[string]sink.Kind{
 	"metric": {Key: "metric", Title: "Metric Sink"},
 }
 
-// kindOf is the sink of a key, or an error that says which ones there are.
-func kindOf(key string) (sink.Kind, error) {
-	if k, ok := kinds[key]; ok {
+// kindOf is the sink of rollups, or of events, of a key, or an error that says which ones there are.
+func kindOf(key string, events bool) (sink.Kind, error) {
+	var known []string // that take it
+	for _, key := range slices.Sorted(maps.Keys(kinds)) {
+		if k := kinds[key]; events && k.NewEvents != nil || !events && (k.New != nil || k.NewEvents == nil) {
+			known = append(known, key)
+		}
+	}
+	switch k, ok := kinds[key]; {
+	case slices.Contains(known, key):
 		return k, nil
+	case ok && events:
+		return sink.Kind{}, fmt.Errorf("sink %q takes no events: those that do are %s", key, strings.Join(known, ", "))
+	case ok, key == "gcl":
+		return sink.Kind{}, fmt.Errorf("sink %q takes events only: give it to --event-sink", key)
 	}
-	if key == "gcl" {
-		return sink.Kind{}, fmt.Errorf("sink %q takes events only, and is not built yet", key)
-	}
-	known := slices.Sorted(maps.Keys(kinds))
 	if near := daemon.Nearest(key, known); near != "" {
 		return sink.Kind{}, fmt.Errorf("sink not recognized: %q (did you mean %q?)", key, near)
 	}

@@ -15,9 +15,10 @@ import (
 
 // Config is what an operator may choose.
 type Config struct {
-	Sinks    []string      // each KEY or KEY:URL, see sink.ParseTarget
-	Clusters []string      // whose rollups; every registered cluster where empty
-	Timeout  time.Duration // of one write, where a sink's own option does not say
+	Sinks      []string      // of rollups: each KEY or KEY:URL, see sink.ParseTarget
+	EventSinks []string      // of Kubernetes events, likewise
+	Clusters   []string      // whose; every registered cluster where empty
+	Timeout    time.Duration // of one write, where a sink's own option does not say
 
 	Labels proto.LabelConfig // how Kubernetes labels are written
 }
@@ -37,6 +38,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 // SinkFlags registers the flags that no other service has.
 func (c *Config) SinkFlags(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&c.Sinks, "sink", c.Sinks, "where to write to: `KEY[:URL[?option=value&…]]`, such as influxdb:http://host:8086; repeatable")
+	fs.StringArrayVar(&c.EventSinks, "event-sink", c.EventSinks, "where to write Kubernetes events to, in the same form; repeatable")
 	fs.DurationVar(&c.Timeout, "sink_export_data_timeout", c.Timeout, "how long one write to a sink may take before it is tried again")
 }
 
@@ -65,47 +67,70 @@ func (c *Config) Validate() error {
 type configured struct {
 	kind   sink.Kind
 	target sink.Target
+	events bool
+}
+
+// build is what makes the sink; nil where the gateway is it.
+func (c *configured) build() func(sink.Target, sink.Deps) (sink.Sink, error) {
+	if c.events {
+		return c.kind.NewEvents
+	}
+	return c.kind.New
+}
+
+// name is the name of the sink. One of events to the same place as one of rollups is another: it has a lease, a
+// pause and letters of its own.
+func (c *configured) name() string {
+	name := c.target.Name(c.kind)
+	if c.events && !c.target.Named() {
+		return "events-" + name
+	}
+	return name
 }
 
 // parse reads the sinks' values. Two with one name would share one place in the stream.
 func (c *Config) parse() (all []configured, err error) {
 	var errs []error
 	named := map[string]bool{}
-	for _, value := range c.Sinks {
+	read := func(flag, value string, events bool) error {
 		t, err := sink.ParseTarget(value)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("--sink: %w", err))
-			continue
+			return fmt.Errorf("%s: %w", flag, err)
 		}
-		k, err := kindOf(t.Key)
+		k, err := kindOf(t.Key, events)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("--sink %s: %w", t, err))
-			continue
+			return fmt.Errorf("%s %s: %w", flag, t, err)
 		}
-		if err := try(k, t); err != nil {
-			errs = append(errs, err)
-			continue
+		one := configured{k, t, events}
+		if err := one.try(); err != nil {
+			return err
 		}
-		name := t.Name(k)
-		if named[name] && k.New != nil {
-			errs = append(errs, fmt.Errorf("--sink %s: there are two sinks of the name %q, so both would get half: add the option name=… to one", t, name))
-			continue
+		name := one.name()
+		if named[name] && one.build() != nil {
+			return fmt.Errorf("%s %s: there are two sinks of the name %q, so both would get half: add the option name=… to one", flag, t, name)
 		}
 		named[name] = true
-		all = append(all, configured{k, t})
+		all = append(all, one)
+		return nil
+	}
+	for _, value := range c.Sinks {
+		errs = append(errs, read("--sink", value, false))
+	}
+	for _, value := range c.EventSinks {
+		errs = append(errs, read("--event-sink", value, true))
 	}
 	return all, errors.Join(errs...)
 }
 
 // try builds a sink to see whether its options are right, and throws it away: building opens nothing.
-func try(k sink.Kind, t sink.Target) error {
-	if k.New == nil {
-		return t.Options().Done()
+func (c *configured) try() error {
+	if c.build() == nil {
+		return c.target.Options().Done()
 	}
-	s, err := k.New(t, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Timeout: time.Second, Log: slog.New(slog.DiscardHandler)})
+	s, err := c.build()(c.target, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Timeout: time.Second, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}
-	_, since := t.Since()
-	return errors.Join(since, bus.CheckName("sink", t.Name(k)), s.Close())
+	_, since := c.target.Since()
+	return errors.Join(since, bus.CheckName("sink", c.name()), s.Close())
 }

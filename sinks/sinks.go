@@ -1,4 +1,5 @@
-// Package sinks feeds databases and queues with rollups: ROLLUPS in, the world out.
+// Package sinks feeds databases and queues with rollups and with Kubernetes events: ROLLUPS and EVENTS in, the
+// world out.
 //
 // For every configured sink there is one worker, independent of the others: a destination that is slow,
 // down or gone delays nobody else and gets what it missed when it is back.
@@ -61,12 +62,12 @@ func New(cfg Config, deps Deps) (*Sinks, error) {
 	telemetry := worker.NewTelemetry(deps.Registry)
 	var errs []error
 	for _, c := range configured {
-		if c.kind.New == nil {
+		if c.build() == nil {
 			deps.Log.Info("sink needs no configuration: the gateway is it", "sink", c.target.Key)
 			continue
 		}
 		w, err := worker.New(worker.Config{
-			Name: c.target.Name(c.kind), Kind: c.kind, Target: c.target, Clusters: cfg.Clusters, Owner: owner(),
+			Name: c.name(), Kind: c.kind, Target: c.target, Events: c.events, Clusters: cfg.Clusters, Owner: owner(),
 			SinkDeps: sink.Deps{Labels: cfg.Labels.Format(), Timeout: cfg.Timeout, Version: version, Out: deps.Out},
 		}, worker.Deps{Bus: deps.Bus, Log: deps.Log, Telemetry: telemetry})
 		if err != nil {

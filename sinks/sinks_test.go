@@ -46,6 +46,14 @@ func TestConfigurationIsCheckedWhole(t *testing.T) {
 	check(sinks("influxdb:http://h:1", "influxdb:https://h:1?user=other"), "two sinks of the name", "add the option name=")
 	check(sinks("graphte:tcp://h:1"), `did you mean "graphite"?`)
 	check(sinks("gcl"), "takes events only")
+	both := func(values ...string) func(*Config) {
+		return func(c *Config) { c.Sinks, c.EventSinks = values, values }
+	}
+	check(both("log"))
+	check(both("log:?name=x"), "two sinks of the name \"x\"")
+	check(func(c *Config) { c.EventSinks = []string{"log", "log"} }, "two sinks of the name \"events-log\"")
+	check(func(c *Config) { c.EventSinks = []string{"graphite", "log:?rename=a:b", "lgo"} },
+		"--event-sink graphite: sink \"graphite\" takes no events", "option `rename` is unknown", "did you mean \"log\"?")
 	// All that is wrong is said at once: of every sink the option, and what would be right.
 	check(sinks("influxdb:http://h:1?filter=level:pod&rename=cpu/usage&timeot=5s", "log:?concurrency=2", "kafka:?brokers=h:1&format=msgpack&filter=type:pod&cacert=/none"),
 		`sink "influxdb": `+"`filter` flag is \"level:pod\"", `did you mean "type"?`, "`rename` flag is \"cpu/usage\": want OLD:NEW", "did you mean `timeout`?",

@@ -1,9 +1,10 @@
-// Package log writes rollups as text, for people.
+// Package log writes rollups, or events, as text, for people.
 //
 //	log
 //
 // The format is Heapster's, a block for each rollup: its entities, with labels and metrics sorted. It
-// goes to the program's standard output, or to its log where it has none.
+// goes to the program's standard output, or to its log where it has none. Events are a line each, under a
+// line for each batch of them.
 //
 // Guarantee: at least once. What was written before a crash and not acknowledged is written again.
 //
@@ -26,7 +27,7 @@ import (
 )
 
 // Kind is the sink log.
-var Kind = sink.Kind{Key: "log", Title: "Log Sink", Guarantee: sink.AtLeastOnce, New: New}
+var Kind = sink.Kind{Key: "log", Title: "Log Sink", Guarantee: sink.AtLeastOnce, New: New, NewEvents: NewEvents}
 
 type text struct {
 	out     io.Writer // nil: log

@@ -1,11 +1,12 @@
-// Package sink is the contract between the worker that reads ROLLUPS and the destinations that rollups
-// are written to.
+// Package sink is the contract between the worker that reads ROLLUPS, or EVENTS, and the destinations that
+// rollups and events are written to.
 //
 // A [Kind] makes a [Sink] from a [Target], the parsed value of one --sink. The worker hands it the
 // rollups of one cluster in stream order and acts on what Write returns: nothing (written), an error
 // (try the same again later), [RetryAfter] (not before), [Permanent] (never), or a [Partial] (some of
 // it never). [Options] reads a target's options, so that every sink says the same things about a wrong
-// one; [View] turns rollups into labelled samples, so that an encoder only formats.
+// one; [View] turns rollups into labelled samples, so that an encoder only formats. A sink of events is
+// handed events in the same way, and [EventJSON] is what they look like in Kubernetes.
 //
 // Nothing here keeps state.
 //
@@ -22,7 +23,7 @@ import (
 	"github.com/heapstream/heapstream/proto"
 )
 
-// Sink is a destination of rollups. Its methods are called by one goroutine.
+// Sink is a destination of rollups, or of events. Its methods are called by one goroutine.
 type Sink interface {
 	// Write writes a batch and returns nil once the destination has it: an answer was read that says so.
 	//
@@ -42,12 +43,14 @@ type Sink interface {
 	Close() error
 }
 
-// Message is one rollup as it came.
+// Message is one rollup, or one event, as it came. A sink that [Kind.New] made is given rollups alone, and
+// one of [Kind.NewEvents] events alone.
 type Message struct {
 	*proto.Rollup
+	Event *proto.Event
 
-	ID   string // the same at every delivery: <cluster>/<scope>[/<name>]/<tick>
-	Data []byte // the encoded rollup, which proto.Decoder reads
+	ID   string // the same at every delivery: <cluster>/<scope>[/<name>]/<tick>, or <cluster>/event/<uid>/<version>
+	Data []byte // encoded, which proto.Decoder reads
 }
 
 // Guarantee is what a destination holds of a sample that was given to Write, once or several times. The
@@ -96,8 +99,12 @@ type Kind struct {
 
 	// New checks the target's options and builds the sink. It opens nothing, starts nothing and does not
 	// block: a destination that is down at start is found out by the first Write. It is called once for
-	// each unit of `concurrency`; sinks of one target share nothing.
+	// each unit of `concurrency`; sinks of one target share nothing. Nil where it takes no rollups.
 	New func(Target, Deps) (Sink, error)
+
+	// NewEvents is the same for a sink of events; nil where it takes none. Its guarantee is for the newest
+	// state of each event.
+	NewEvents func(Target, Deps) (Sink, error)
 }
 
 // Deps is what a sink gets from the program.

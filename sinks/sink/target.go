@@ -273,6 +273,9 @@ func (t Target) Name(k Kind) string {
 	return fmt.Sprintf("%s-%08x", t.Key, h.Sum32())
 }
 
+// Named reports whether the option `name` is given.
+func (t Target) Named() bool { return t.first("name") != "" }
+
 func (t Target) first(name string) string {
 	for _, o := range t.query {
 		if o.name == name {

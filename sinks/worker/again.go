@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 
-	"github.com/heapstream/heapstream/proto"
 	"github.com/heapstream/heapstream/proto/bus"
 	"github.com/heapstream/heapstream/sinks/sink"
 )
@@ -18,23 +17,23 @@ func (w *Worker) feedAgain(ctx context.Context) error {
 	lanes := map[string]*lane{} // by cluster
 	err := f.run(ctx, bus.DurableConfig{Subjects: []string{bus.AgainSubject(bus.SinkLease(w.cfg.Name))}}, func(ctx context.Context, batch []bus.Delivery) error {
 		for i := range batch {
-			r := new(proto.Rollup)
-			if err := f.dec.Rollup(batch[i].Data, r); err != nil {
+			m, err := f.decode(0, batch[i].Data)
+			if err != nil {
 				f.tel.undecodable.Inc()
-				if err := f.dead(ctx, batch[i], "decode rollup: "+err.Error(), nil); err != nil {
+				if err := f.dead(ctx, batch[i], err.Error(), nil); err != nil {
 					return err
 				}
 				continue
 			}
-			l := lanes[r.Cluster]
+			cluster := clusterOf(&m)
+			l := lanes[cluster]
 			if l == nil {
-				var err error
-				if l, err = f.open(r.Cluster); err != nil {
+				if l, err = f.open(cluster); err != nil {
 					return err
 				}
-				lanes[r.Cluster] = l
+				lanes[cluster] = l
 			}
-			if err := l.write(ctx, batch[i:i+1], []sink.Message{{Rollup: r, ID: MessageID(r), Data: batch[i].Data}}); err != nil {
+			if err := l.write(ctx, batch[i:i+1], []sink.Message{m}); err != nil {
 				return err
 			}
 		}

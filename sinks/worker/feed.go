@@ -21,6 +21,7 @@ type feeder struct {
 	w       *Worker
 	cluster string // empty where it reads letters that are to be tried again, of every cluster
 	stream  string
+	noun    string // what it feeds: rollup or event
 	log     *slog.Logger
 	tel     *feedTelemetry
 	dec     *proto.Decoder
@@ -67,18 +68,18 @@ type lane struct {
 // newFeeder makes a feeder; the caller closes it.
 func (w *Worker) newFeeder(cluster, stream string) *feeder {
 	return &feeder{
-		w: w, cluster: cluster, stream: stream, log: w.sinkDeps(cluster).Log, tel: w.deps.Telemetry.feed(w.cfg.Name, cluster),
+		w: w, cluster: cluster, stream: stream, noun: w.noun(), log: w.sinkDeps(cluster).Log, tel: w.deps.Telemetry.feed(w.cfg.Name, cluster),
 		dec: proto.NewDecoder(), secrets: w.cfg.Target.Secrets(), timeout: w.cfg.Target.Timeout(w.sinkDeps(cluster).Timeout),
 	}
 }
 
-// open builds one more sink, for the rollups of that cluster.
+// open builds one more sink, for what is of that cluster.
 func (f *feeder) open(cluster string) (*lane, error) {
 	deps := f.w.sinkDeps(cluster)
 	if len(f.lanes) > 0 || f.cluster == "" {
 		deps.Log = slog.New(slog.DiscardHandler) // warnings about options are said once
 	}
-	s, err := f.w.cfg.Kind.New(f.w.cfg.Target, deps)
+	s, err := f.w.build(f.w.cfg.Target, deps)
 	if err != nil {
 		return nil, err // was checked in New: a file has gone meanwhile
 	}
@@ -98,14 +99,18 @@ func (f *feeder) close() {
 
 // feed feeds the sink from one cluster until ctx ends (nil), or until the bus refuses for good.
 func (w *Worker) feed(ctx context.Context, cluster string) error {
-	f := w.newFeeder(cluster, bus.RollupsStream(cluster))
+	stream, subjects := bus.RollupsStream(cluster), bus.RollupFilters(cluster)
+	if w.cfg.Events {
+		stream, subjects = bus.EventsStream(cluster), []string{bus.EventsFilter(cluster)}
+	}
+	f := w.newFeeder(cluster, stream)
 	defer f.close()
 	for range w.cfg.Target.Concurrency() {
 		if _, err := f.open(cluster); err != nil {
 			return err
 		}
 	}
-	cfg := bus.DurableConfig{Subjects: bus.RollupFilters(cluster)}
+	cfg := bus.DurableConfig{Subjects: subjects}
 	cfg.New, cfg.FromTime = w.since.From(time.Now())
 	return f.run(ctx, cfg, f.handle)
 }
@@ -176,27 +181,24 @@ func (f *feeder) read(ctx context.Context, cfg bus.DurableConfig, attempts *int,
 // handle decodes deliveries and sees to it that each is written, or in DEAD. Its error is that of ctx,
 // or of the bus: then what is not settled comes again.
 func (f *feeder) handle(ctx context.Context, batch []bus.Delivery) error {
-	for len(f.rollups) < len(batch) {
-		f.rollups = append(f.rollups, new(proto.Rollup))
-	}
 	for _, l := range f.lanes {
 		clear(l.in)
 		clear(l.messages)
 		l.in, l.messages = l.in[:0], l.messages[:0]
 	}
 	for i, d := range batch {
-		r := f.rollups[i]
-		if err := f.dec.Rollup(d.Data, r); err != nil {
+		m, err := f.decode(i, d.Data)
+		if err != nil {
 			f.tel.undecodable.Inc()
-			f.warn("rollup cannot be decoded", "subject", d.Subject, "seq", d.Seq, "err", err)
-			if err := f.dead(ctx, d, "decode rollup: "+err.Error(), nil); err != nil {
+			f.warn(f.noun+" cannot be decoded", "subject", d.Subject, "seq", d.Seq, "err", err)
+			if err := f.dead(ctx, d, err.Error(), nil); err != nil {
 				return err
 			}
 			continue
 		}
 		l := f.lanes[laneOf(d.Subject, len(f.lanes))]
 		l.in = append(l.in, d)
-		l.messages = append(l.messages, sink.Message{Rollup: r, ID: MessageID(r), Data: d.Data})
+		l.messages = append(l.messages, m)
 	}
 	if len(f.lanes) == 1 {
 		return f.lanes[0].write(ctx, f.lanes[0].in, f.lanes[0].messages)
@@ -217,7 +219,35 @@ func (f *feeder) handle(ctx context.Context, batch []bus.Delivery) error {
 	return nil
 }
 
-// laneOf is the lane of a subject: one node's or namespace's rollups, or the cluster's totals.
+// decode makes message i of a batch of what was delivered.
+func (f *feeder) decode(i int, data []byte) (sink.Message, error) {
+	if f.w.cfg.Events {
+		e := new(proto.Event)
+		if err := f.dec.Event(data, e); err != nil {
+			return sink.Message{}, fmt.Errorf("decode event: %w", err)
+		}
+		return sink.Message{Event: e, ID: EventMessageID(e), Data: data}, nil
+	}
+	for len(f.rollups) <= i {
+		f.rollups = append(f.rollups, new(proto.Rollup))
+	}
+	r := f.rollups[i]
+	if err := f.dec.Rollup(data, r); err != nil {
+		return sink.Message{}, fmt.Errorf("decode rollup: %w", err)
+	}
+	return sink.Message{Rollup: r, ID: MessageID(r), Data: data}, nil
+}
+
+// clusterOf is the cluster that a message is of.
+func clusterOf(m *sink.Message) string {
+	if m.Event != nil {
+		return m.Event.Cluster
+	}
+	return m.Cluster
+}
+
+// laneOf is the lane of a subject: one node's or namespace's rollups, the cluster's totals, or one namespace's
+// events.
 func laneOf(subject string, lanes int) int {
 	if lanes == 1 {
 		return 0
@@ -239,6 +269,9 @@ func MessageID(r *proto.Rollup) string {
 	}
 	return r.Cluster + "/totals/" + at
 }
+
+// EventMessageID is the same for a state of an event.
+func EventMessageID(e *proto.Event) string { return e.Cluster + "/event/" + e.ID() }
 
 // write writes messages until they are written or refused for good, and settles their deliveries.
 func (l *lane) write(ctx context.Context, in []bus.Delivery, messages []sink.Message) error {
@@ -268,7 +301,7 @@ func (l *lane) write(ctx context.Context, in []bus.Delivery, messages []sink.Mes
 				return l.write(ctx, in[half:], messages[half:])
 			}
 			reason := l.secrets.Hide(err.Error())
-			l.warn("rollup is refused for good", "seq", in[0].Seq, "subject", in[0].Subject, "err", reason)
+			l.warn(l.noun+" is refused for good", "seq", in[0].Seq, "subject", in[0].Subject, "err", reason)
 			l.tel.refusedRollups.Inc()
 			return l.dead(ctx, in[0], reason, nil)
 		case ctx.Err() != nil:
@@ -327,11 +360,11 @@ func (l *lane) unhurt(ctx context.Context, messages []sink.Message) (err error) 
 		l.log.Error("sink panicked: this is a fault of the program, please report it", "err", l.secrets.Hide(fmt.Sprint(r)), "stack", string(debug.Stack()))
 		cluster := l.cluster
 		if cluster == "" {
-			cluster = messages[0].Cluster
+			cluster = clusterOf(&messages[0])
 		}
 		deps := l.w.sinkDeps(cluster)
 		deps.Log = slog.New(slog.DiscardHandler) // warnings about options have been said
-		if anew, newErr := l.w.cfg.Kind.New(l.w.cfg.Target, deps); newErr == nil {
+		if anew, newErr := l.w.build(l.w.cfg.Target, deps); newErr == nil {
 			l.sink = anew // the old one is left to the collector: Close of what panicked may do anything
 		}
 	}()
@@ -452,7 +485,7 @@ func (l *lane) failed(err error, n int) {
 	}
 	if f.said.IsZero() || now.Sub(f.said) >= repeat {
 		f.said = now
-		f.log.Warn("sink does not take rollups, trying again", "attempt", n+1, "took", now.Sub(f.failing).Round(time.Second), "err", f.secrets.Hide(err.Error()))
+		f.log.Warn("sink does not take "+f.noun+"s, trying again", "attempt", n+1, "took", now.Sub(f.failing).Round(time.Second), "err", f.secrets.Hide(err.Error()))
 	}
 }
 
@@ -470,7 +503,7 @@ func (l *lane) recovered() {
 	}
 	f.tel.up.Set(1)
 	if !f.failing.IsZero() {
-		f.log.Info("sink takes rollups again", "took", time.Since(f.failing).Round(time.Millisecond))
+		f.log.Info("sink takes "+f.noun+"s again", "took", time.Since(f.failing).Round(time.Millisecond))
 		f.failing, f.said = time.Time{}, time.Time{}
 	}
 }

@@ -41,12 +41,12 @@ func NewTelemetry(r prometheus.Registerer) *Telemetry {
 	}
 	t := &Telemetry{
 		up:             gauge("up", "1 if the last write was accepted, 0 if it was not."),
-		written:        counter("rollups_written_total", "Rollups written and acknowledged."),
+		written:        counter("rollups_written_total", "Rollups, or events, written and acknowledged."),
 		retried:        counter("writes_retried_total", "Writes that failed and were tried again."),
-		refusedRollups: counter("rollups_refused_total", "Rollups refused for good as a whole."),
-		refusedSamples: counter("samples_refused_total", "Samples refused for good, of rollups written otherwise."),
+		refusedRollups: counter("rollups_refused_total", "Rollups, or events, refused for good as a whole."),
+		refusedSamples: counter("samples_refused_total", "Samples, or events, refused for good, of batches written otherwise."),
 		late:           counter("samples_late_total", "Samples older than the destination keeps."),
-		undecodable:    counter("rollups_undecodable_total", "Messages that are no rollups."),
+		undecodable:    counter("rollups_undecodable_total", "Messages that are no rollups, or no events."),
 		dead:           counter("dead_total", "Messages put to DEAD."),
 		lost:           counter("lost_total", "Messages that left the stream before they were written."),
 		pending:        gauge("pending", "Messages not yet written."),

@@ -1,7 +1,7 @@
-// Package worker feeds one configured sink with the rollups of its clusters.
+// Package worker feeds one configured sink with the rollups, or with the Kubernetes events, of its clusters.
 //
 // A [Worker] first takes the sink's lease, so that there is one of it however many processes are
-// configured alike. Then it reads ROLLUPS of each cluster by a durable consumer, in order: a batch is
+// configured alike. Then it reads ROLLUPS, or EVENTS, of each cluster by a durable consumer, in order: a batch is
 // written, then acknowledged. What Write returns decides:
 //
 //   - nil: the batch is acknowledged;
@@ -21,7 +21,7 @@
 //
 // State is on the bus: the position of a sink is the acknowledgement floor of its consumer. After a
 // crash the successor gets what was not acknowledged again, first and in order; so a message can be
-// written twice, never not at all, as long as ROLLUPS holds it. What left the stream unread is counted
+// written twice, never not at all, as long as the stream holds it. What left the stream unread is counted
 // as lost and logged.
 //
 // Not here: formats and protocols (a package for each sink), the list of sinks (package sinks).
@@ -45,13 +45,14 @@ type Config struct {
 	Name     string      // of the sink: its lease, its consumers and its letters in DEAD
 	Kind     sink.Kind   //
 	Target   sink.Target //
-	Clusters []string    // whose rollups; every registered cluster where empty
+	Events   bool        // feed it with events by Kind.NewEvents, instead of rollups by Kind.New
+	Clusters []string    // whose; every registered cluster where empty
 	Owner    string      // of the lease, as operators see it: this process
 
 	SinkDeps sink.Deps // handed to the sink, with Cluster filled
 
 	Retry Retry         // DefaultRetry where zero
-	Batch int           // most rollups in one Write; DefaultBatch where 0
+	Batch int           // most messages in one Write; DefaultBatch where 0
 	Grace time.Duration // how long a Write may go on after a wished stop; DefaultGrace where 0
 	Check time.Duration // between two looks at the lag; DefaultCheck where 0
 }
@@ -62,7 +63,7 @@ const (
 	DefaultGrace = 5 * time.Second
 	DefaultCheck = 10 * time.Second
 
-	// maxBatchBytes bounds the encoded rollups of one Write; a larger one goes alone. Decoded they take
+	// maxBatchBytes bounds the encoded messages of one Write; a larger one goes alone. Decoded they take
 	// about ten times as much.
 	maxBatchBytes = 1 << 20
 	// maxBytesAtOnce bounds the same where several sinks of one target write parts of a batch.
@@ -82,6 +83,7 @@ type Worker struct {
 	since sink.Since
 	deps  Deps
 	log   *slog.Logger
+	build func(sink.Target, sink.Deps) (sink.Sink, error)
 }
 
 // New checks the target by building the sink once, and opens nothing.
@@ -101,9 +103,15 @@ func New(cfg Config, deps Deps) (*Worker, error) {
 	if cfg.Check <= 0 {
 		cfg.Check = DefaultCheck
 	}
-	w := &Worker{cfg: cfg, deps: deps, log: deps.Log.With("sink", cfg.Name)}
+	w := &Worker{cfg: cfg, deps: deps, log: deps.Log.With("sink", cfg.Name), build: cfg.Kind.New}
+	if cfg.Events {
+		w.build = cfg.Kind.NewEvents
+	}
+	if w.build == nil {
+		return nil, fmt.Errorf("sink %q takes no %ss", cfg.Kind.Key, w.noun())
+	}
 	quiet := w.sinkDeps("")
-	s, err := cfg.Kind.New(cfg.Target, quiet)
+	s, err := w.build(cfg.Target, quiet)
 	if err != nil {
 		return nil, err
 	}
@@ -114,6 +122,14 @@ func New(cfg Config, deps Deps) (*Worker, error) {
 		return nil, err
 	}
 	return w, nil
+}
+
+// noun is what the sink is fed with.
+func (w *Worker) noun() string {
+	if w.cfg.Events {
+		return "event"
+	}
+	return "rollup"
 }
 
 func (w *Worker) sinkDeps(cluster string) sink.Deps {

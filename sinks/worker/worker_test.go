@@ -136,12 +136,18 @@ func (f *fixture) run(s *memory, clusters ...string) (stop func()) {
 
 func (f *fixture) runKind(kind sink.Kind, target string, clusters ...string) (stop func()) {
 	f.t.Helper()
-	parsed, err := sink.ParseTarget(target)
-	if err != nil {
+	return f.runConfig(Config{Kind: kind}, target, clusters...)
+}
+
+func (f *fixture) runConfig(cfg Config, target string, clusters ...string) (stop func()) {
+	f.t.Helper()
+	var err error
+	if cfg.Target, err = sink.ParseTarget(target); err != nil {
 		f.t.Fatal(err)
 	}
-	w, err := New(Config{Name: "m.1", Kind: kind, Target: parsed, Clusters: clusters, Owner: "test",
-		Retry: Retry{First: time.Millisecond, Most: 10 * time.Millisecond}, Check: 10 * time.Millisecond, Batch: 8},
+	cfg.Name, cfg.Clusters, cfg.Owner = "m.1", clusters, "test"
+	cfg.Retry, cfg.Check, cfg.Batch = Retry{First: time.Millisecond, Most: 10 * time.Millisecond}, 10*time.Millisecond, 8
+	w, err := New(cfg,
 		Deps{Bus: f.conn, Log: slog.New(slog.NewTextHandler(&f.log, nil)), Telemetry: f.tel})
 	if err != nil {
 		f.t.Fatal(err)

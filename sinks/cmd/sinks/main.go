@@ -1,4 +1,4 @@
-// Command sinks feeds databases and queues with the rollups of one or many clusters.
+// Command sinks feeds databases and queues with the rollups and the Kubernetes events of one or many clusters.
 package main
 
 import (
@@ -20,8 +20,9 @@ func command() *daemon.Command {
 	busCfg.Name = "sinks"
 	return &daemon.Command{
 		Name:  "sinks",
-		Short: "Feed databases and queues with rollups.",
-		Long: "Reads the rollups that the aggregator publishes and writes them to every --sink. Several processes may be\n" +
+		Short: "Feed databases and queues with rollups and Kubernetes events.",
+		Long: "Reads the rollups that the aggregator publishes and writes them to every --sink; the events\n" +
+			"that the scraper of role events publishes go to every --event-sink. Several processes may be\n" +
 			"started alike: each sink is fed by one of them, and another takes over where that one ends. A destination\n" +
 			"that is down is tried again for as long as it takes, and gets what it missed.\n\n" +
 			"The subcommands but kinds work on a running system, by the bus, wherever the sinks run; they need its role\n" +
@@ -47,8 +48,8 @@ func command() *daemon.Command {
 
 // some refuses a process that would have nothing to do.
 func some(cfg sinks.Config) error {
-	if len(cfg.Sinks) == 0 {
-		return errors.New("no --sink is given: name at least one, such as --sink=influxdb:http://host:8086")
+	if len(cfg.Sinks)+len(cfg.EventSinks) == 0 {
+		return errors.New("no --sink is given: name at least one, such as --sink=influxdb:http://host:8086, or an --event-sink")
 	}
 	return nil
 }
