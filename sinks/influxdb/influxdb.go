@@ -1,4 +1,4 @@
-// Package influxdb writes rollups to an InfluxDB 1.x, or to what speaks its line protocol
+// Package influxdb writes rollups, and Kubernetes events, to an InfluxDB 1.x, or to what speaks its line protocol
 // (VictoriaMetrics, InfluxDB 2 with its 1.x compatibility).
 //
 //	influxdb:[http://]host:port[?user=…&pw=…&db=…]
@@ -9,6 +9,9 @@
 //
 // With `pod_id=true` the UID of pods is a tag, too, so that the historical API can ask by it. It makes series of their
 // own of every pod that is made anew under an old name.
+//
+// Events are a point each: measurement log/events, whose value is the event as JSON, or with `withfields=true`
+// events, whose message is a field and what else there is tags. VictoriaMetrics, which keeps numbers alone, is no place for them.
 //
 // Guarantee: exactly once. A line written again overwrites itself, since series and timestamp are the
 // same; so every failure is answered by writing all of the batch again.
@@ -40,7 +43,7 @@ import (
 )
 
 // Kind is the sink influxdb.
-var Kind = sink.Kind{Key: "influxdb", Title: "InfluxDB Sink", Guarantee: sink.OnceByOverwrite, Identity: []string{"db"}, New: New}
+var Kind = sink.Kind{Key: "influxdb", Title: "InfluxDB Sink", Guarantee: sink.OnceByOverwrite, Identity: []string{"db"}, New: New, NewEvents: NewEvents}
 
 // policy is the retention policy that Heapster wrote to and dashboards read.
 const policy = "default"
@@ -60,7 +63,8 @@ type influx struct {
 	client     *post.Client
 	log        *slog.Logger
 
-	enc     encoder
+	encode  func(*lines, *sink.Message, int)
+	enc     encoder // of rollups
 	lines   lines
 	created bool // the database was there when last looked for; of the goroutine that calls Write
 }
@@ -69,15 +73,33 @@ type influx struct {
 func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	o := t.Options()
 	common := o.Common(d)
-	s := &influx{
-		user: o.String("user", "root"), pass: o.Secret("pw", "root"), db: o.String("db", "k8s"), retention: o.String("retention", "0"),
-		batch: o.BatchSize(10000, 1e6),
-		agent: "heapstream/" + d.Version, log: d.Log,
-	}
+	s := read(t, o, d)
+	s.batch = o.BatchSize(10000, 1e6)
+	s.encode = func(l *lines, m *sink.Message, i int) { s.enc.encode(l, m.Rollup, i) }
 	s.enc = encoder{cluster: common.ClusterName, withFields: o.Bool("withfields", false), podIDs: o.Bool("pod_id", false)}
 	s.enc.view = common.View
 	if o.Bool("disable_counter_metrics", false) {
 		s.enc.view.Skip = hasRate
+	}
+	return s.checked(o)
+}
+
+// NewEvents reads the options of a sink of events; see the package for what they do.
+func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
+	o := t.Options()
+	enc := eventEncoder{common: o.CommonEvents(d), withFields: o.Bool("withfields", false)}
+	s := read(t, o, d)
+	s.batch = o.BatchSize(1000, 1e5)
+	s.encode = func(l *lines, m *sink.Message, i int) { enc.encode(l, m.Event, i) }
+	o.Elsewhere("disable_counter_metrics") // eventer took it and did nothing
+	return s.checked(o)
+}
+
+// read reads where to write to, and as whom.
+func read(t sink.Target, o *sink.Options, d sink.Deps) *influx {
+	s := &influx{
+		user: o.String("user", "root"), pass: o.Secret("pw", "root"), db: o.String("db", "k8s"), retention: o.String("retention", "0"),
+		agent: "heapstream/" + d.Version, log: d.Log,
 	}
 	s.base = url.URL{Scheme: "http", Host: t.Host("8086")}
 	if s.base.Host == "" {
@@ -96,13 +118,18 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		o.Warn("the user in the address is not used: give `user` and `pw`")
 	}
 	s.client = post.New("InfluxDB at "+s.base.Host, o.HTTP())
+	s.write = "/write?" + url.Values{"consistency": {""}, "db": {s.db}, "precision": {""}, "rp": {policy}}.Encode()
+	return s
+}
+
+// checked is the sink, or what is wrong with its options.
+func (s *influx) checked(o *sink.Options) (sink.Sink, error) {
 	if err := o.Done(); err != nil {
 		return nil, err
 	}
 	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
+		s.log.Warn(w)
 	}
-	s.write = "/write?" + url.Values{"consistency": {""}, "db": {s.db}, "precision": {""}, "rp": {policy}}.Encode()
 	return s, nil
 }
 
@@ -129,7 +156,7 @@ func (s *influx) Close() error {
 func (s *influx) Write(ctx context.Context, batch []sink.Message) error {
 	s.lines.reset()
 	for i := range batch {
-		s.enc.encode(&s.lines, batch[i].Rollup, i)
+		s.encode(&s.lines, &batch[i], i)
 	}
 	if s.lines.len() == 0 {
 		return nil
