@@ -25,8 +25,9 @@ type span struct{ from, to int }
 // encoder makes records of rollups. Memory grows to that of the largest batch and is reused.
 type encoder struct {
 	view    sink.View
-	cluster string // label cluster_name, where the operator gave one: Heapster had none here
-	whole   bool   // format=msgpack: the rollup as it travelled
+	events  *sink.CommonEvents // of a sink of events; nil for one of rollups
+	cluster string             // label cluster_name, where the operator gave one: Heapster had none here
+	whole   bool               // format=msgpack: the rollup as it travelled
 
 	text    []byte
 	records []record
@@ -43,6 +44,10 @@ func (e *encoder) bytes(s span) []byte { return e.text[s.from:s.to] }
 // encode appends the records of one rollup, which is message i of its batch. The key keeps what is of
 // one node, or one namespace, in one partition and so in order.
 func (e *encoder) encode(m *sink.Message, i int) {
+	if m.Event != nil {
+		e.encodeEvent(m, i)
+		return
+	}
 	r := m.Rollup
 	key := span{from: len(e.text)}
 	e.text = append(e.text, r.Cluster...)
@@ -79,6 +84,44 @@ func (e *encoder) encode(m *sink.Message, i int) {
 			number++
 		}
 	}
+}
+
+// encodeEvent appends the record of one event. The key keeps what is of one namespace in one partition, so the
+// states of an event stay in order.
+func (e *encoder) encodeEvent(m *sink.Message, i int) {
+	ev := m.Event
+	if !e.events.Passes(ev) {
+		return
+	}
+	key := span{from: len(e.text)}
+	e.text = append(append(append(e.text, ev.Cluster...), '/'), ev.Namespace...)
+	key.to = len(e.text)
+	if e.whole {
+		e.text = append(e.text, m.Data...)
+	} else {
+		e.text = e.appendEvent(e.text, ev)
+	}
+	e.records = append(e.records, record{message: i, key: key, value: span{key.to, len(e.text)}, id: m.ID, number: -1})
+}
+
+// appendEvent appends an event in eventer's form and order of fields. The time is that of Event.Time.
+func (e *encoder) appendEvent(dst []byte, ev *proto.Event) []byte {
+	var room [5]proto.Label
+	tags := room[:0]
+	if e.cluster != "" {
+		tags = append(tags, proto.Label{Key: proto.LabelClusterName, Value: e.cluster})
+	}
+	tags = append(tags, proto.Label{Key: "eventID", Value: ev.UID}, proto.Label{Key: proto.LabelHostname, Value: ev.Host})
+	if ev.Involved.Kind == "Pod" {
+		tags = append(tags, proto.Label{Key: proto.LabelPodID, Value: ev.Involved.UID}, proto.Label{Key: proto.LabelPodName, Value: ev.Involved.Name})
+	}
+	dst = append(dst, `{"EventValue":`...)
+	dst = appendString(dst, string(sink.NewEventJSON(ev).Indented()))
+	dst = append(dst, `,"EventTimestamp":"`...)
+	dst = ev.Time().AppendFormat(dst, time.RFC3339Nano)
+	dst = append(dst, `","EventTags":`...)
+	dst = sink.AppendJSONLabels(dst, tags)
+	return append(dst, '}')
 }
 
 // appendSample appends a sample in Heapster's form and order of fields.

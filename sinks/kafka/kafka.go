@@ -1,4 +1,4 @@
-// Package kafka writes rollups to a topic of Kafka.
+// Package kafka writes rollups, or Kubernetes events, to a topic of Kafka.
 //
 //	kafka:?brokers=host:port[&brokers=…][&timeseriestopic=…]
 //
@@ -11,6 +11,10 @@
 // so one entity's samples are in one partition and in order. Every record has a header `id`, the same
 // whenever it is sent again: <cluster>/node/<node>/<tick>/<number>, likewise ns and totals (tick in
 // Unix milliseconds; no number with format=msgpack).
+//
+// Events go to the topic `eventstopic`, a record each in the bytes that eventer wrote: the value is JSON with the
+// event as JSON in a string, or with format=msgpack the event as it travels on EVENTS (proto.NewDecoder().Event
+// reads it). The key is cluster/namespace, and the header `id` <cluster>/event/<uid>/<version>.
 //
 // Guarantee: at least once, acknowledged by all in-sync replicas. Kafka-go's producer is not
 // idempotent: where the answer to a request is lost, its records are sent again and may be there twice;
@@ -45,7 +49,7 @@ import (
 )
 
 // Kind is the sink kafka.
-var Kind = sink.Kind{Key: "kafka", Title: "kafka", Guarantee: sink.AtLeastOnce, Identity: []string{"brokers", "timeseriestopic"}, New: New}
+var Kind = sink.Kind{Key: "kafka", Title: "kafka", Guarantee: sink.AtLeastOnce, Identity: []string{"brokers", "timeseriestopic", "eventstopic"}, New: New, NewEvents: NewEvents}
 
 // clientID is a fixed name that brokers see, as Heapster's was.
 const clientID = "kafka-sink"
@@ -80,18 +84,11 @@ type rest struct {
 func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	o := t.Options()
 	common := o.Common(d)
-	s := &topic{
-		name:     o.String("timeseriestopic", "heapster-metrics"),
-		batch:    o.BatchSize(10000, 1e6),
-		maxBytes: o.Int("maxbytes", 900<<10, 1024),
-		create:   o.Bool("autocreate", false),
-		log:      d.Log,
-	}
-	s.enc = encoder{view: common.View}
+	enc := encoder{view: common.View}
 	if common.Named {
-		s.enc.cluster = common.ClusterName
+		enc.cluster = common.ClusterName
 	}
-	s.enc.whole = o.Choice("format", "json", "msgpack") == "msgpack"
+	s := read(o, enc, o.String("timeseriestopic", "heapster-metrics"), d)
 	if s.enc.whole && common.Filtered() {
 		o.Complain("`filter` and `rename` cannot be had with format=msgpack, which writes rollups whole: give format=json, or filter where they are read")
 	}
@@ -99,7 +96,33 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		o.Warn("option `extended` means nothing with format=msgpack: a rollup is written whole")
 	}
 	o.Elsewhere("eventstopic")
+	return s.checked(o)
+}
 
+// NewEvents reads the options of a sink of events; see the package for what they do.
+func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
+	o := t.Options()
+	common := o.CommonEvents(d)
+	enc := encoder{events: &common}
+	if common.Named {
+		enc.cluster = common.ClusterName
+	}
+	s := read(o, enc, o.String("eventstopic", "heapster-events"), d)
+	o.Elsewhere("timeseriestopic")
+	return s.checked(o)
+}
+
+// read reads where to write to, and as whom.
+func read(o *sink.Options, enc encoder, name string, d sink.Deps) *topic {
+	s := &topic{
+		name:     name,
+		batch:    o.BatchSize(10000, 1e6),
+		maxBytes: o.Int("maxbytes", 900<<10, 1024),
+		create:   o.Bool("autocreate", false),
+		log:      d.Log,
+		enc:      enc,
+	}
+	s.enc.whole = o.Choice("format", "json", "msgpack") == "msgpack"
 	brokers := o.All("brokers")
 	for i, b := range brokers {
 		if _, _, err := net.SplitHostPort(b); err != nil {
@@ -136,12 +159,6 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	if s.secured && !secure && o.String("mechanism", "plain") == "plain" {
 		o.Warn("the password is sent in the clear: give tls=true")
 	}
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
 	s.brokers, s.brokerNames = kafkago.TCP(brokers...), strings.Join(brokers, ",")
 	s.transport = &kafkago.Transport{
 		ClientID: clientID, SASL: mechanism, MetadataTopics: []string{s.name},
@@ -151,6 +168,17 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		s.transport.TLS = config
 	}
 	s.client = &kafkago.Client{Addr: s.brokers, Transport: s.transport}
+	return s
+}
+
+// checked is the sink, or what is wrong with its options.
+func (s *topic) checked(o *sink.Options) (sink.Sink, error) {
+	if err := o.Done(); err != nil {
+		return nil, err
+	}
+	for _, w := range o.Warnings() {
+		s.log.Warn(w)
+	}
 	return s, nil
 }
 
