@@ -1,4 +1,4 @@
-// Package elasticsearch writes rollups to Elasticsearch 2 and later, and to OpenSearch.
+// Package elasticsearch writes rollups, and Kubernetes events, to Elasticsearch 2 and later, and to OpenSearch.
 //
 //	elasticsearch:http://host:9200[?index=heapster]
 //
@@ -6,6 +6,9 @@
 // any other metric is one by itself. They go to an index for each day, <index>-YYYY.MM.DD, and are found by the
 // aliases <index>-cpu and so on. Up to version 5 each family is a type, as Heapster had it; from 6 on, which
 // knows no such types, all are in one mapping and the aliases filter by the name of the time's field.
+//
+// Events are a document each, as eventer wrote them, in the index of the day on which they were seen last; up to
+// version 5 of the type events, and found by the alias <index>-events.
 //
 // The version is asked for unless `ver` tells it. `nodes` (repeatable) names several addresses: where one does
 // not answer, the next is taken. esUserName and esUserSecret log in; requests are signed for AWS where
@@ -15,8 +18,8 @@
 //
 // An index is looked for once; what Heapster asked before every document is asked once a day.
 //
-// Guarantee: exactly once, by overwriting: a document's id is made of cluster, time, metric and tags. Documents
-// that Elasticsearch refuses for good are told apart by its answer; those it could not take at the moment are
+// Guarantee: exactly once, by overwriting: a document's id is made of cluster, time, metric and tags, or of
+// cluster, UID and version of an event: each of its states is kept. Documents that Elasticsearch refuses for good are told apart by its answer; those it could not take at the moment are
 // sent again without the others.
 //
 // Not here: when to try again (worker), which samples there are (sink.View).
@@ -42,7 +45,7 @@ import (
 )
 
 // Kind is the sink elasticsearch.
-var Kind = sink.Kind{Key: "elasticsearch", Title: "ElasticSearch Sink", Guarantee: sink.OnceByOverwrite, Identity: []string{"nodes", "index"}, New: New}
+var Kind = sink.Kind{Key: "elasticsearch", Title: "ElasticSearch Sink", Guarantee: sink.OnceByOverwrite, Identity: []string{"nodes", "index"}, New: New, NewEvents: NewEvents}
 
 // maxBulk is how many bytes a request has at most, as Heapster's; a larger document goes alone.
 const maxBulk = 2 << 20
@@ -57,6 +60,7 @@ type elastic struct {
 	bulk   string // path and query
 	log    *slog.Logger
 
+	encode   func(m *sink.Message, i int)
 	enc      encoder
 	known    bool // the version
 	old      bool // before 5: no pipelines
@@ -73,11 +77,32 @@ var indexName = regexp.MustCompile(`^[^A-Z\\/*?"<>| ,#:_+.-][^A-Z\\/*?"<>| ,#:]*
 func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	o := t.Options()
 	common := o.Common(d)
+	s := read(t, o, d, common.ClusterName)
+	s.enc.view = common.View
+	s.encode = func(m *sink.Message, i int) { s.enc.encode(m.Rollup, i) }
+	return s.checked(o)
+}
+
+// NewEvents reads the options of a sink of events, which are those of New.
+func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
+	o := t.Options()
+	common := o.CommonEvents(d)
+	s := read(t, o, d, common.ClusterName)
+	s.encode = func(m *sink.Message, i int) {
+		if common.Passes(m.Event) {
+			s.enc.event(m.Event, i)
+		}
+	}
+	return s.checked(o)
+}
+
+// read reads where to write to, and as whom.
+func read(t sink.Target, o *sink.Options, d sink.Deps, cluster string) *elastic {
 	s := &elastic{
 		batch: o.BatchSize(1000, 1e5), log: d.Log, ensured: map[string]bool{}, pipeline: o.String("pipeline", ""),
 		header: http.Header{"User-Agent": {"heapstream/" + d.Version}},
 	}
-	s.enc = encoder{view: common.View, index: o.String("index", "heapster"), cluster: []proto.Label{{Key: proto.LabelClusterName, Value: common.ClusterName}}}
+	s.enc = encoder{index: o.String("index", "heapster"), cluster: []proto.Label{{Key: proto.LabelClusterName, Value: cluster}}}
 	if !indexName.MatchString(s.enc.index) || len(s.enc.index) > 200 {
 		o.Complain("`index` flag is %q: want lower case, and none of \\ / * ? \" < > | space , # :", s.enc.index)
 	}
@@ -124,15 +149,20 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		o.Complain("%w", err)
 	}
 	s.client = post.New("Elasticsearch at "+hosts(s.nodes), client)
+	s.bulk = "/_bulk"
+	if s.pipeline != "" {
+		s.bulk += "?" + url.Values{"pipeline": {s.pipeline}}.Encode()
+	}
+	return s
+}
+
+// checked is the sink, or what is wrong with its options.
+func (s *elastic) checked(o *sink.Options) (sink.Sink, error) {
 	if err := o.Done(); err != nil {
 		return nil, err
 	}
 	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	s.bulk = "/_bulk"
-	if s.pipeline != "" {
-		s.bulk += "?" + url.Values{"pipeline": {s.pipeline}}.Encode()
+		s.log.Warn(w)
 	}
 	return s, nil
 }
@@ -163,7 +193,7 @@ func (s *elastic) Write(ctx context.Context, batch []sink.Message) error {
 	}
 	s.enc.docs.reset()
 	for i := range batch {
-		s.enc.encode(batch[i].Rollup, i)
+		s.encode(&batch[i], i)
 	}
 	all := s.enc.docs.all
 	s.progress.Begin(batch, len(all))

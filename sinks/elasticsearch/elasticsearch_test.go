@@ -153,8 +153,8 @@ func (f *fake) take(t *testing.T, w http.ResponseWriter, r *http.Request, body [
 		f.indices[index] = true
 		fmt.Fprintf(w, `{"acknowledged":true,"index":%q}`, index)
 	case r.Method == http.MethodPost && index == "_aliases":
-		if n := bytes.Count(body, []byte(`{"add":{"index":"heapster-2026.11.20","alias":"heapster-`)); n != 5 {
-			t.Errorf("%d aliases in %s, want 5", n, body)
+		if n := bytes.Count(body, []byte(`,"alias":"heapster-`)); n != 6 {
+			t.Errorf("%d aliases in %s, want 6", n, body)
 		}
 		fmt.Fprint(w, `{"acknowledged":true}`)
 	case r.Method == http.MethodPost && index == "_bulk" && r.Header.Get("Content-Type") == "application/x-ndjson":

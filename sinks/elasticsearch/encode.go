@@ -162,18 +162,8 @@ func (e *encoder) document(r *proto.Rollup, message int, f family, values []valu
 	if f == general {
 		name = values[0].name
 	}
-	b := e.docs.text
-	b = append(b, `{"index":{"_id":"`...)
-	b = e.appendID(b, r, f, name)
-	b = append(b, `","_index":`...)
-	b = sink.AppendJSONString(b, d.index)
-	switch e.types {
-	case typePerFamily:
-		b = append(append(append(b, `,"_type":"`...), familyNames[f]...), '"')
-	case typeDoc:
-		b = append(b, `,"_type":"_doc"`...)
-	}
-	b = append(b, "}}\n{\""...)
+	b := e.appendAction(e.docs.text, e.id(r, f, name), d.index, familyNames[f])
+	b = append(b, "{\""...)
 	b = append(append(b, timeFields[f]...), `":`...)
 	b = append(b, e.at...)
 	if f == general {
@@ -200,8 +190,23 @@ func (e *encoder) document(r *proto.Rollup, message int, f family, values []valu
 	e.docs.all = append(e.docs.all, d)
 }
 
-// appendID appends 20 characters that stand for cluster, time, family, name and tags.
-func (e *encoder) appendID(dst []byte, r *proto.Rollup, f family, name string) []byte {
+// appendAction appends the line that says where the document of the next line goes.
+func (e *encoder) appendAction(b []byte, id [15]byte, index, family string) []byte {
+	b = append(b, `{"index":{"_id":"`...)
+	b = base64.RawURLEncoding.AppendEncode(b, id[:])
+	b = append(b, `","_index":`...)
+	b = sink.AppendJSONString(b, index)
+	switch e.types {
+	case typePerFamily:
+		b = append(append(append(b, `,"_type":"`...), family...), '"')
+	case typeDoc:
+		b = append(b, `,"_type":"_doc"`...)
+	}
+	return append(b, "}}\n"...)
+}
+
+// id stands for cluster, time, family, name and tags.
+func (e *encoder) id(r *proto.Rollup, f family, name string) [15]byte {
 	key := make([]byte, 0, 1024)
 	key = append(append(key, r.Cluster...), 0)
 	key = append(strconv.AppendInt(key, int64(r.Tick), 10), 0)
@@ -209,5 +214,5 @@ func (e *encoder) appendID(dst []byte, r *proto.Rollup, f family, name string) [
 	key = append(append(key, name...), 0)
 	key = append(key, e.tags...)
 	sum := sha256.Sum256(key)
-	return base64.RawURLEncoding.AppendEncode(dst, sum[:15])
+	return [15]byte(sum[:])
 }

@@ -4,15 +4,17 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/heapstream/heapstream/proto"
 )
 
-// ensure makes an index be there, with the mapping of metrics and the aliases of their families. It asks once;
+// ensure makes an index be there, with the mapping of metrics and events and the aliases of their families. It asks once;
 // a user that may not is told of in the log, and the index is left to Elasticsearch.
 func (s *elastic) ensure(ctx context.Context, index string) error {
 	if s.ensured[index] {
@@ -80,7 +82,7 @@ func acknowledged(body []byte) bool {
 	return json.Unmarshal(body, &said) == nil && said.Acknowledged
 }
 
-// createAliases gives each family of metrics its alias: <index>-cpu and so on. Without types it shows those
+// createAliases gives events, and each family of metrics, their alias: <index>-cpu and so on. Without types it shows those
 // documents that have the family's time.
 func (s *elastic) createAliases(ctx context.Context, index string) error {
 	type add struct {
@@ -88,11 +90,15 @@ func (s *elastic) createAliases(ctx context.Context, index string) error {
 		Alias  string         `json:"alias"`
 		Filter map[string]any `json:"filter,omitempty"`
 	}
-	var actions []map[string]add
+	shown := map[string]string{eventsName: eventsTime} // what is found by an alias, by the name of its time
 	for f := range families {
-		a := add{Index: index, Alias: s.enc.index + "-" + familyNames[f]}
+		shown[familyNames[f]] = timeFields[f]
+	}
+	var actions []map[string]add
+	for _, name := range slices.Sorted(maps.Keys(shown)) {
+		a := add{Index: index, Alias: s.enc.index + "-" + name}
 		if s.enc.types != typePerFamily {
-			a.Filter = map[string]any{"exists": map[string]string{"field": timeFields[f]}}
+			a.Filter = map[string]any{"exists": map[string]string{"field": shown[name]}}
 		}
 		actions = append(actions, map[string]add{"add": a})
 	}
@@ -202,9 +208,10 @@ func mapping(types docType) object {
 		for f := range families {
 			mappings[familyNames[f]] = object{"properties": byFamily[f]}
 		}
+		mappings[eventsName] = object{"properties": eventProperties(whole, analysed, time)}
 		return object{"mappings": mappings}
 	}
-	properties, metrics := object{}, object{}
+	properties, metrics := eventProperties(whole, analysed, time), object{}
 	for _, one := range byFamily {
 		for k, v := range one {
 			properties[k] = v
