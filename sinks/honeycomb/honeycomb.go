@@ -1,4 +1,5 @@
-// Package honeycomb writes rollups to Honeycomb, an event for each entity.
+// Package honeycomb writes rollups to Honeycomb, an event for each entity, and Kubernetes events, an event for each
+// state.
 //
 //	honeycomb[:?dataset=heapster&writekey=…]
 //
@@ -22,6 +23,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -31,10 +33,11 @@ import (
 )
 
 // Kind is the sink honeycomb.
-var Kind = sink.Kind{Key: "honeycomb", Title: "Honeycomb Sink", Guarantee: sink.AtLeastOnce, Identity: []string{"apihost", "dataset"}, New: New}
+var Kind = sink.Kind{Key: "honeycomb", Title: "Honeycomb Sink", Guarantee: sink.AtLeastOnce, Identity: []string{"apihost", "dataset"}, New: New, NewEvents: NewEvents}
 
 // api is one dataset as seen by the worker of one cluster.
 type api struct {
+	encode   func(m *sink.Message, i int)
 	enc      encoder
 	client   *post.Client
 	address  string
@@ -48,12 +51,35 @@ type api struct {
 func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	o := t.Options()
 	common := o.Common(d)
-	s := &api{batch: o.BatchSize(100, 1e4)}
+	s := read(o, d)
 	s.enc.view = common.View
 	s.enc.view.Skip = hasRate
 	if common.Named {
 		s.enc.cluster = []proto.Label{{Key: proto.LabelClusterName, Value: common.ClusterName}}
 	}
+	s.encode = func(m *sink.Message, i int) { s.enc.encode(m.Rollup, i) }
+	return s.checked(o, d)
+}
+
+// NewEvents reads the options of a sink of events, which are those of New.
+func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
+	o := t.Options()
+	common := o.CommonEvents(d)
+	s := read(o, d)
+	if common.Named {
+		s.enc.cluster = []proto.Label{{Key: proto.LabelClusterName, Value: common.ClusterName}}
+	}
+	s.encode = func(m *sink.Message, i int) {
+		if common.Passes(m.Event) {
+			s.enc.kubernetesEvent(m.Event, i)
+		}
+	}
+	return s.checked(o, d)
+}
+
+// read reads where to write to, and by which key.
+func read(o *sink.Options, d sink.Deps) *api {
+	s := &api{batch: o.BatchSize(100, 1e4)}
 	key := o.Secret("writekey", os.Getenv("HONEYCOMB_WRITEKEY"))
 	if key == "" {
 		o.Complain("Failed to find honeycomb API write key: give `writekey`, or set HONEYCOMB_WRITEKEY")
@@ -66,6 +92,11 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	s.address = u.JoinPath("1", "batch", url.PathEscape(o.String("dataset", "heapster"))).String()
 	s.header = http.Header{"Content-Type": {"application/json"}, "User-Agent": {"heapstream/" + d.Version}, "X-Honeycomb-Team": {key}}
 	s.client = post.New("Honeycomb at "+u.Host, o.HTTP())
+	return s
+}
+
+// checked is the sink, or what is wrong with its options.
+func (s *api) checked(o *sink.Options, d sink.Deps) (sink.Sink, error) {
 	if err := o.Done(); err != nil {
 		return nil, err
 	}
@@ -94,7 +125,7 @@ func (s *api) Close() error {
 func (s *api) Write(ctx context.Context, batch []sink.Message) error {
 	s.enc.reset()
 	for i := range batch {
-		s.enc.encode(batch[i].Rollup, i)
+		s.encode(&batch[i], i)
 	}
 	s.progress.Begin(batch, len(s.enc.events))
 	var open []int
@@ -218,4 +249,34 @@ func (e *encoder) encode(r *proto.Rollup, i int) {
 		e.text = append(b, `"}`...)
 		e.events = append(e.events, event{from, len(e.text), i, samples})
 	}
+}
+
+// kubernetesEvent appends the event that stands for one of Kubernetes, with eventer's fields in its order, which is
+// message i of its batch. The time is that of Event.Time.
+func (e *encoder) kubernetesEvent(ev *proto.Event, i int) {
+	from, o := len(e.text), &ev.Involved
+	b := append(e.text, `{"Data":{`...)
+	for _, l := range e.cluster {
+		b = append(sink.AppendJSONString(b, l.Key), ':')
+		b = append(sink.AppendJSONString(b, l.Value), ',')
+	}
+	text := func(key, value string) {
+		b = append(append(append(b, '"'), key...), `":`...)
+		b = append(sink.AppendJSONString(b, value), ',')
+	}
+	text("namespace", o.Namespace)
+	text("kind", o.Kind)
+	text("name", o.Name)
+	text("subobject", o.FieldPath)
+	text("source.component", ev.Component)
+	text("source.host", ev.Host)
+	b = strconv.AppendInt(append(b, `"count":`...), int64(ev.Times()), 10)
+	b = append(b, ',')
+	text("type", ev.Type)
+	text("reason", ev.Reason)
+	text("message", ev.Message)
+	b = append(b[:len(b)-1], `},"Timestamp":"`...)
+	b = ev.Time().AppendFormat(b, time.RFC3339Nano)
+	e.text = append(b, `"}`...)
+	e.events = append(e.events, event{from, len(e.text), i, 1})
 }

@@ -1,7 +1,10 @@
 package riemann
 
 import (
+	"cmp"
 	"math"
+	"strconv"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -19,6 +22,7 @@ const (
 	eventState      protowire.Number = 2  // string
 	eventService    protowire.Number = 3  // string
 	eventHost       protowire.Number = 4  // string
+	eventText       protowire.Number = 5  // string: description
 	eventTags       protowire.Number = 7  // repeated string
 	eventTTL        protowire.Number = 8  // float, seconds
 	eventAttributes protowire.Number = 9  // repeated Attribute
@@ -96,18 +100,60 @@ func (e *encoder) encode(r *proto.Rollup, i int) {
 				b = protowire.AppendTag(b, eventInteger, protowire.VarintType)
 				b = protowire.AppendVarint(b, protowire.EncodeZigZag(s.Value.Int64()))
 			}
-			e.event = b
-			e.text = protowire.AppendTag(e.text, msgEvents, protowire.BytesType)
-			e.text = protowire.AppendBytes(e.text, b)
-			e.ends = append(e.ends, len(e.text))
-			e.messages = append(e.messages, i)
+			e.add(b, i)
 		}
 	}
 }
 
+// add appends an event of message i. Its bytes lie in e.event, or in what has grown out of it.
+func (e *encoder) add(b []byte, i int) {
+	e.event = b
+	e.text = protowire.AppendTag(e.text, msgEvents, protowire.BytesType)
+	e.text = protowire.AppendBytes(e.text, b)
+	e.ends = append(e.ends, len(e.text))
+	e.messages = append(e.messages, i)
+}
+
+// kubernetesEvent appends the event that stands for one of Kubernetes, which is message i of its batch.
+func (e *encoder) kubernetesEvent(ev *proto.Event, i int) {
+	at := ev.Time()
+	state := "warning"
+	if ev.Type == "Normal" {
+		state = "ok"
+	}
+	o := &ev.Involved
+	b := protowire.AppendTag(e.event[:0], eventTime, protowire.VarintType)
+	b = protowire.AppendVarint(b, uint64(max(0, at.Unix()))) //nolint:gosec // not negative
+	b = appendString(b, eventState, state)
+	b = appendString(b, eventService, o.Kind+"."+ev.Reason)
+	b = appendString(b, eventHost, cmp.Or(ev.Host, e.host))
+	b = appendString(b, eventText, ev.Message)
+	e.device = append(e.device[:0], // sorted by key
+		proto.Label{Key: "api-version", Value: o.APIVersion}, proto.Label{Key: "component", Value: ev.Component}, proto.Label{Key: "field-path", Value: o.FieldPath},
+		proto.Label{Key: "first-timestamp", Value: unix(ev.FirstTime())}, proto.Label{Key: "last-timestamp", Value: unix(at)},
+		proto.Label{Key: "name", Value: o.Name}, proto.Label{Key: "namespace", Value: o.Namespace}, proto.Label{Key: "resource-version", Value: o.ResourceVersion},
+		proto.Label{Key: "uid", Value: o.UID})
+	b = e.appendRest(b, e.device, nil)
+	b = protowire.AppendTag(b, eventInteger, protowire.VarintType)
+	b = protowire.AppendVarint(b, protowire.EncodeZigZag(int64(ev.Times())))
+	e.add(b, i)
+}
+
+// unix is a time in Unix seconds, "" where there is none.
+func unix(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return strconv.FormatInt(t.Unix(), 10)
+}
+
 // setRest encodes what all events of an entity, or of one of its devices, have in common.
 func (e *encoder) setRest(host string, labels, device []proto.Label) {
-	b := appendString(e.rest[:0], eventHost, host)
+	e.rest = e.appendRest(appendString(e.rest[:0], eventHost, host), labels, device)
+}
+
+// appendRest appends tags, time to live and attributes.
+func (e *encoder) appendRest(b []byte, labels, device []proto.Label) []byte {
 	for _, t := range e.tags {
 		b = appendString(b, eventTags, t)
 	}
@@ -121,7 +167,7 @@ func (e *encoder) setRest(host string, labels, device []proto.Label) {
 		b = appendString(b, attributeKey, l.Key)
 		b = appendString(b, attributeValue, l.Value)
 	}
-	e.rest = b
+	return b
 }
 
 func appendString(dst []byte, field protowire.Number, s string) []byte {

@@ -1,4 +1,4 @@
-// Package riemann writes rollups to Riemann, an event for each sample.
+// Package riemann writes rollups to Riemann, an event for each sample, and Kubernetes events, an event for each state.
 //
 //	riemann:tcp://host:port[?ttl=60&tags=…]
 //
@@ -7,8 +7,11 @@
 // host the node's, attributes are the labels. A message has at most `batchsize` (1000) events and is answered
 // before the next is sent, over one connection that is kept.
 //
+// Of a Kubernetes event the service is <kind>.<reason>, the state ok or warning, the metric its count, and the time
+// that of Event.Time.
+//
 // Messages are encoded by hand from the published riemann.proto: there is no client for Go that is kept up, and it
-// is nine fields.
+// is ten fields.
 //
 // Guarantee: at least once. Riemann's index has one event for a host and a service, so there a repeated one
 // overwrites; streams see it twice. Messages that were answered are not sent again while this process lives. One
@@ -35,7 +38,7 @@ import (
 )
 
 // Kind is the sink riemann.
-var Kind = sink.Kind{Key: "riemann", Title: "Riemann Sink", Guarantee: sink.AtLeastOnce, New: New}
+var Kind = sink.Kind{Key: "riemann", Title: "Riemann Sink", Guarantee: sink.AtLeastOnce, New: New, NewEvents: NewEvents}
 
 // Bounds of messages: Riemann takes 16 MiB, and answers a few bytes.
 const (
@@ -45,6 +48,7 @@ const (
 
 // server is one Riemann as seen by the worker of one cluster.
 type server struct {
+	encode   func(m *sink.Message, i int)
 	enc      encoder
 	peer     tcp.Peer
 	conn     net.Conn // nil: to be opened
@@ -57,13 +61,38 @@ type server struct {
 func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	o := t.Options()
 	common := o.Common(d)
-	s := &server{batch: o.BatchSize(1000, 1e5)}
-	s.enc = encoder{view: common.View, state: o.String("state", ""), tags: o.All("tags")}
-	if len(s.enc.tags) == 0 {
-		s.enc.tags = []string{"heapster"}
-	}
+	s := read(t, o)
+	s.enc.view, s.enc.state = common.View, o.String("state", "")
 	if common.Named {
 		s.enc.cluster = []proto.Label{{Key: proto.LabelClusterName, Value: common.ClusterName}}
+	}
+	s.encode = func(m *sink.Message, i int) { s.enc.encode(m.Rollup, i) }
+	return s.checked(o, d)
+}
+
+// NewEvents reads the options of a sink of events: those of New, of which `state` means nothing here.
+func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
+	o := t.Options()
+	common := o.CommonEvents(d)
+	s := read(t, o)
+	if common.Named {
+		s.enc.cluster = []proto.Label{{Key: proto.LabelClusterName, Value: common.ClusterName}}
+	}
+	s.encode = func(m *sink.Message, i int) {
+		if common.Passes(m.Event) {
+			s.enc.kubernetesEvent(m.Event, i)
+		}
+	}
+	o.Elsewhere("state") // eventer took it and did nothing
+	return s.checked(o, d)
+}
+
+// read reads where to write to, and what all events have in common.
+func read(t sink.Target, o *sink.Options) *server {
+	s := &server{batch: o.BatchSize(1000, 1e5)}
+	s.enc = encoder{tags: o.All("tags")}
+	if len(s.enc.tags) == 0 {
+		s.enc.tags = []string{"heapster"}
 	}
 	ttl, err := strconv.ParseFloat(o.String("ttl", "60.0"), 32)
 	if err != nil || ttl <= 0 || ttl > 1e9 {
@@ -84,6 +113,11 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	} else if o.Given("insecuressl") {
 		o.Warn("option `insecuressl` means nothing without TLS: give tls=true")
 	}
+	return s
+}
+
+// checked is the sink, or what is wrong with its options.
+func (s *server) checked(o *sink.Options, d sink.Deps) (sink.Sink, error) {
 	if err := o.Done(); err != nil {
 		return nil, err
 	}
@@ -110,7 +144,7 @@ func (s *server) hangUp() {
 func (s *server) Write(ctx context.Context, batch []sink.Message) error {
 	s.enc.reset()
 	for i := range batch {
-		s.enc.encode(batch[i].Rollup, i)
+		s.encode(&batch[i], i)
 	}
 	var parts [][2]int
 	for from := 0; from < len(s.enc.ends); {

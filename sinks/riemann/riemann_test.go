@@ -130,6 +130,8 @@ func describe(b []byte, values bool) (string, error) {
 				said["state"] = string(v)
 			case eventService:
 				said["service"] = string(v)
+			case eventText:
+				said["description"] = string(v)
 			case eventHost:
 				said["host"] = string(v)
 			case eventTags:
