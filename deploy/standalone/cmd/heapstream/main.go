@@ -22,8 +22,8 @@ func command() *daemon.Command {
 	return &daemon.Command{
 		Name:  "heapstream",
 		Short: "Measures a Kubernetes cluster and serves kubectl top, the HPA, Heapster's API and any number of databases.",
-		Long: "Takes Heapster's command line; '-' and '_' are alike in flag names. A flag whose part is not built yet is\n" +
-			"refused with that reason. The four services run in this process on a bus of its own, which lies in --data-dir.",
+		Long: "Takes Heapster's command line; '-' and '_' are alike in flag names. The four services run in this process\n" +
+			"on a bus of its own, which lies in --data-dir.",
 		Process:  cfg.Process(),
 		Flags:    cfg.Flags,
 		Validate: cfg.Validate,
