@@ -46,22 +46,29 @@ var kinds = map[string]sink.Kind{
 
 // kindOf is the sink of rollups, or of events, of a key, or an error that says which ones there are.
 func kindOf(key string, events bool) (sink.Kind, error) {
-	var known []string // that take it
-	for _, key := range slices.Sorted(maps.Keys(kinds)) {
-		if k := kinds[key]; events && k.NewEvents != nil || !events && (k.New != nil || k.NewEvents == nil) {
-			known = append(known, key)
-		}
-	}
+	known := keys(events)
 	switch k, ok := kinds[key]; {
 	case slices.Contains(known, key):
 		return k, nil
 	case ok && events:
 		return sink.Kind{}, fmt.Errorf("sink %q takes no events: those that do are %s", key, strings.Join(known, ", "))
-	case ok, key == "gcl":
+	case key == "gcl":
+		return sink.Kind{}, fmt.Errorf("sink %q takes events only, and is not built yet; sinks of events are %s", key, strings.Join(keys(true), ", "))
+	case ok:
 		return sink.Kind{}, fmt.Errorf("sink %q takes events only: give it to --event-sink", key)
 	}
 	if near := daemon.Nearest(key, known); near != "" {
 		return sink.Kind{}, fmt.Errorf("sink not recognized: %q (did you mean %q?)", key, near)
 	}
 	return sink.Kind{}, fmt.Errorf("sink not recognized: %q; known are %s", key, strings.Join(known, ", "))
+}
+
+// keys are the sinks that take rollups, or events.
+func keys(events bool) (all []string) {
+	for _, key := range slices.Sorted(maps.Keys(kinds)) {
+		if k := kinds[key]; events && k.NewEvents != nil || !events && (k.New != nil || k.NewEvents == nil) {
+			all = append(all, key)
+		}
+	}
+	return all
 }
