@@ -27,7 +27,8 @@ func leaderOf(t *testing.T, c *bus.Conn, stream string) int {
 }
 
 // A sink loses no message and sees none out of order while the server that leads
-// its stream and consumer dies, and another worker goes on where the first stood.
+// its stream and consumer dies, and another worker goes on where the first stood,
+// as far as the servers have heard of it.
 func TestDurableKeepsOrderWhileTheLeaderDies(t *testing.T) {
 	t.Parallel()
 	s := bustest.Cluster(t, 3)
@@ -46,10 +47,15 @@ func TestDurableKeepsOrderWhileTheLeaderDies(t *testing.T) {
 		}
 	})
 	d := open(t, c, sinkConfig)
-	killed, replaced := -1, false
+	killed, replaced, opened := -1, false, false
 	for last := uint64(0); last < n; {
 		batch, err := d.NextBatch(deadline(t), 20)
 		must(t, err)
+		if opened {
+			// What was acknowledged while nobody led the consumer comes again: the first worker would
+			// acknowledge it once more, the second cannot know. Nothing is left out.
+			opened, last = false, min(last, batch[0].Seq-1)
+		}
 		for _, m := range batch {
 			if m.Seq != last+1 || m.ID() != fmt.Sprint(last) {
 				t.Fatalf("got %d (%s) after %d", m.Seq, m.ID(), last)
@@ -63,9 +69,8 @@ func TestDurableKeepsOrderWhileTheLeaderDies(t *testing.T) {
 		must(t, bus.AckAll(batch))
 		if last > 350 && !replaced {
 			replaced = true
-			must(t, bus.Raw(c).Flush())
 			d.Kill()
-			d = open(t, c, sinkConfig) // another worker; what the first acknowledged is acknowledged
+			d, opened = open(t, c, sinkConfig), true // another worker
 		}
 	}
 	for until := deadline(t); ; time.Sleep(5 * time.Millisecond) {
