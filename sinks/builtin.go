@@ -8,6 +8,7 @@ import (
 
 	"github.com/heapstream/heapstream/proto/daemon"
 	"github.com/heapstream/heapstream/sinks/elasticsearch"
+	"github.com/heapstream/heapstream/sinks/gcl"
 	"github.com/heapstream/heapstream/sinks/gcm"
 	"github.com/heapstream/heapstream/sinks/graphite"
 	"github.com/heapstream/heapstream/sinks/hawkular"
@@ -27,6 +28,7 @@ import (
 // kinds are the sinks there are, by key.
 var kinds = map[string]sink.Kind{
 	"elasticsearch": elasticsearch.Kind,
+	"gcl":           gcl.Kind,
 	"gcm":           gcm.Kind,
 	"graphite":      graphite.Kind,
 	"hawkular":      hawkular.Kind,
@@ -52,8 +54,6 @@ func kindOf(key string, events bool) (sink.Kind, error) {
 		return k, nil
 	case ok && events:
 		return sink.Kind{}, fmt.Errorf("sink %q takes no events: those that do are %s", key, strings.Join(known, ", "))
-	case key == "gcl":
-		return sink.Kind{}, fmt.Errorf("sink %q takes events only, and is not built yet; sinks of events are %s", key, strings.Join(keys(true), ", "))
 	case ok:
 		return sink.Kind{}, fmt.Errorf("sink %q takes events only: give it to --event-sink", key)
 	}

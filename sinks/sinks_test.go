@@ -51,7 +51,8 @@ func TestConfigurationIsCheckedWhole(t *testing.T) {
 	}
 	check(both("log"))
 	check(both("log", "influxdb:http://h:1", "kafka:?brokers=h:1", "elasticsearch:http://h:1", "riemann", "honeycomb:?writekey=k"))
-	check(func(c *Config) { c.EventSinks = []string{"gcl"} }, "is not built yet; sinks of events are elasticsearch, honeycomb, influxdb, kafka, log, riemann")
+	check(func(c *Config) { c.EventSinks = []string{"gcl"} })
+	check(func(c *Config) { c.EventSinks = []string{"gcm"} }, "those that do are elasticsearch, gcl, honeycomb, influxdb, kafka, log, riemann")
 	check(both("log:?name=x"), "two sinks of the name \"x\"")
 	check(func(c *Config) { c.EventSinks = []string{"log", "log"} }, "two sinks of the name \"events-log\"")
 	check(func(c *Config) { c.EventSinks = []string{"graphite", "log:?rename=a:b", "lgo"} },

@@ -1,5 +1,5 @@
-// Package gcp speaks to Google's Cloud Monitoring API (version 3) for the sinks that write there: who we are, which
-// project is meant, what the metadata server of a machine of Google's says, and the writing of time series.
+// Package gcp speaks to Google's APIs for the sinks that write there: who we are, which project is meant, what the
+// metadata server of a machine of Google's says, and the writing of time series to Cloud Monitoring (version 3).
 //
 // It uses the REST API with golang.org/x/oauth2 for tokens: Google's own client would make the sinks program 13 MB
 // larger, for three requests.
@@ -8,7 +8,7 @@
 // server. Credentials are the application's default ones, or those of the option `credentials`. Nothing is asked
 // before the first write, so a metadata server that does not answer delays nothing else.
 //
-// Not here: what the time series are (gcm, stackdriver).
+// Not here: what the time series are (gcm, stackdriver), and the requests of Cloud Logging (gcl).
 package gcp
 
 import (
@@ -33,14 +33,24 @@ import (
 	"github.com/heapstream/heapstream/sinks/sink"
 )
 
-// Scope is what a sink's token is for.
-const Scope = "https://www.googleapis.com/auth/monitoring"
-
 // MaxSeries is how many time series one request may have.
 const MaxSeries = 200
 
-// Monitoring is Cloud Monitoring as one sink sees it. It is for one goroutine.
-type Monitoring struct {
+// API is one of Google's APIs.
+type API struct {
+	Name  string // in errors: "Cloud Monitoring"
+	Host  string // where the option `endpoint` names no other address: "monitoring.googleapis.com"
+	Scope string // what a token is for
+	Role  string // what an operator must grant: "roles/monitoring.metricWriter"
+}
+
+var monitoring = API{
+	Name: "Cloud Monitoring", Host: "monitoring.googleapis.com", Scope: "https://www.googleapis.com/auth/monitoring", Role: "roles/monitoring.metricWriter",
+}
+
+// Client sends requests to an API with a token. It is for one goroutine.
+type Client struct {
+	api         API
 	client      *post.Client
 	http        *http.Client // for tokens
 	endpoint    string
@@ -48,19 +58,18 @@ type Monitoring struct {
 	credentials []byte // of a file; nil: the application's default ones
 	project     string
 	tokens      oauth2.TokenSource
-	body        []byte
 }
 
-// New reads the options `credentials` (a file) and `endpoint` beside those of HTTP, and the file that the
+// NewClient reads the options `credentials` (a file) and `endpoint` beside those of HTTP, and the file that the
 // environment names. It complains to o.
-func New(o *sink.Options, version string) *Monitoring {
-	m := &Monitoring{
-		endpoint: strings.TrimSuffix(o.String("endpoint", "https://monitoring.googleapis.com"), "/"),
-		agent:    "heapstream/" + version, project: os.Getenv("GOOGLE_PROJECT_ID"),
+func NewClient(o *sink.Options, version string, api API) *Client {
+	c := &Client{
+		api: api, endpoint: strings.TrimSuffix(o.String("endpoint", "https://"+api.Host), "/"),
+		agent: "heapstream/" + version, project: os.Getenv("GOOGLE_PROJECT_ID"),
 	}
-	u, err := url.Parse(m.endpoint)
+	u, err := url.Parse(c.endpoint)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil {
-		o.Complain("`endpoint` flag is no address such as https://monitoring.googleapis.com")
+		o.Complain("`endpoint` flag is no address such as https://%s", api.Host)
 		u = &url.URL{}
 	}
 	given := o.String("credentials", "")
@@ -72,34 +81,34 @@ func New(o *sink.Options, version string) *Monitoring {
 		var said struct {
 			Project string `json:"project_id"`
 		}
-		m.credentials, err = os.ReadFile(file)
+		c.credentials, err = os.ReadFile(file)
 		switch {
 		case err != nil:
 			o.Complain("credentials of Google: %w", err)
-		case json.Unmarshal(m.credentials, &said) != nil:
+		case json.Unmarshal(c.credentials, &said) != nil:
 			o.Complain("credentials of Google: %q is no JSON", file)
-		case given != "" && said.Project != "" || m.project == "":
-			m.project = said.Project
+		case given != "" && said.Project != "" || c.project == "":
+			c.project = said.Project
 		}
 	}
-	m.http = o.HTTP()
-	m.client = post.New("Cloud Monitoring at "+u.Host, m.http)
-	return m
+	c.http = o.HTTP()
+	c.client = post.New(api.Name+" at "+u.Host, c.http)
+	return c
 }
 
 // Close drops idle connections.
-func (m *Monitoring) Close() { m.client.Close() }
+func (c *Client) Close() { c.client.Close() }
 
 // Project is the project's id. Its error is passing.
-func (m *Monitoring) Project(ctx context.Context) (string, error) {
-	if m.project != "" {
-		return m.project, nil
+func (c *Client) Project(ctx context.Context) (string, error) {
+	if c.project != "" {
+		return c.project, nil
 	}
 	id, err := ask(ctx, "project/project-id")
 	if err != nil {
 		return "", fmt.Errorf("find the project of Google: set GOOGLE_PROJECT_ID, or give credentials of a file with project_id: %w", err)
 	}
-	m.project = id
+	c.project = id
 	return id, nil
 }
 
@@ -131,28 +140,25 @@ func ask(ctx context.Context, path string) (string, error) {
 	return strings.TrimSpace(v), nil
 }
 
-// do asks the API with a token.
-func (m *Monitoring) do(ctx context.Context, method, path string, body []byte) (post.Answer, error) {
-	project, err := m.Project(ctx)
-	if err != nil {
-		return post.Answer{}, err
-	}
-	if m.tokens == nil {
+// Do asks the API with a token; path begins with a slash and the version. An error is passing; see post.Client.Do.
+func (c *Client) Do(ctx context.Context, method, path string, body []byte) (post.Answer, error) {
+	if c.tokens == nil {
 		// The source outlives this request, and has its own deadlines.
-		own := context.WithValue(context.Background(), oauth2.HTTPClient, &http.Client{Transport: m.http.Transport, Timeout: 10 * time.Second})
+		own := context.WithValue(context.Background(), oauth2.HTTPClient, &http.Client{Transport: c.http.Transport, Timeout: 10 * time.Second})
 		var found *google.Credentials
-		if m.credentials != nil {
+		var err error
+		if c.credentials != nil {
 			//lint:ignore SA1019 the file is of the operator's choosing, not of a stranger's
-			found, err = google.CredentialsFromJSON(own, m.credentials, Scope)
+			found, err = google.CredentialsFromJSON(own, c.credentials, c.api.Scope)
 		} else {
-			found, err = google.FindDefaultCredentials(own, Scope)
+			found, err = google.FindDefaultCredentials(own, c.api.Scope)
 		}
 		if err != nil {
 			return post.Answer{}, fmt.Errorf("find credentials of Google: %w", err)
 		}
-		m.tokens = found.TokenSource
+		c.tokens = found.TokenSource
 	}
-	token, err := m.tokens.Token()
+	token, err := c.tokens.Token()
 	if err != nil {
 		var refused *oauth2.RetrieveError
 		if errors.As(err, &refused) {
@@ -160,8 +166,47 @@ func (m *Monitoring) do(ctx context.Context, method, path string, body []byte) (
 		}
 		return post.Answer{}, sink.Reach("Google for a token", err)
 	}
-	header := http.Header{"Authorization": {token.Type() + " " + token.AccessToken}, "User-Agent": {m.agent}, "Content-Type": {"application/json"}}
-	return m.client.Do(ctx, method, m.endpoint+"/v3/projects/"+url.PathEscape(project)+path, header, body)
+	header := http.Header{"Authorization": {token.Type() + " " + token.AccessToken}, "User-Agent": {c.agent}, "Content-Type": {"application/json"}}
+	return c.client.Do(ctx, method, c.endpoint+path, header, body)
+}
+
+// Failure words an answer that is no success; see post.Client.Failure.
+func (c *Client) Failure(what string, a post.Answer) error {
+	return c.client.Failure(what, a, ErrorOf(a.Body), "`credentials`: they need the role "+c.api.Role)
+}
+
+// Nonsense words an answer that the API does not give; see post.Client.Nonsense.
+func (c *Client) Nonsense(what string, a post.Answer) error { return c.client.Nonsense(what, a) }
+
+// ErrorOf is the message of an answer that is an error of an API; "" where it is none.
+func ErrorOf(body []byte) string {
+	var said struct {
+		Error struct {
+			Message string `json:"message"`
+		} `json:"error"`
+	}
+	_ = json.Unmarshal(body, &said) // what is no JSON has no message
+	return said.Error.Message
+}
+
+// Monitoring is Cloud Monitoring as one sink sees it. It is for one goroutine.
+type Monitoring struct {
+	*Client
+	body []byte
+}
+
+// New reads the options of NewClient.
+func New(o *sink.Options, version string) *Monitoring {
+	return &Monitoring{Client: NewClient(o, version, monitoring)}
+}
+
+// do asks the API about the project.
+func (m *Monitoring) do(ctx context.Context, method, path string, body []byte) (post.Answer, error) {
+	project, err := m.Project(ctx)
+	if err != nil {
+		return post.Answer{}, err
+	}
+	return m.Do(ctx, method, "/v3/projects/"+url.PathEscape(project)+path, body)
 }
 
 // CreateDescriptor declares a metric, from the JSON of a MetricDescriptor. Creating it again changes nothing. A
@@ -174,25 +219,11 @@ func (m *Monitoring) CreateDescriptor(ctx context.Context, descriptor []byte) er
 	case a.OK() && json.Valid(a.Body):
 		return nil
 	case a.OK():
-		return m.client.Nonsense("declare a metric to", a)
+		return m.Nonsense("declare a metric to", a)
 	case a.Code == http.StatusBadRequest || a.Code == http.StatusConflict:
-		return sink.Permanent(m.failure("declare a metric to", a))
+		return sink.Permanent(m.Failure("declare a metric to", a))
 	}
-	return m.failure("declare a metric to", a)
-}
-
-func (m *Monitoring) failure(what string, a post.Answer) error {
-	return m.client.Failure(what, a, errorOf(a.Body), "`credentials`: they need the role roles/monitoring.metricWriter")
-}
-
-func errorOf(body []byte) string {
-	var said struct {
-		Error struct {
-			Message string `json:"message"`
-		} `json:"error"`
-	}
-	_ = json.Unmarshal(body, &said) // what is no JSON has no message
-	return said.Error.Message
+	return m.Failure("declare a metric to", a)
 }
 
 // Series are encoded time series, each the JSON of a TimeSeries with one point.
@@ -249,14 +280,14 @@ func (m *Monitoring) send(ctx context.Context, s *Series, from, to int, loss *si
 	case a.OK() && json.Valid(bytes.TrimSpace(a.Body)):
 		return nil
 	case a.OK():
-		return m.client.Nonsense("write to", a)
+		return m.Nonsense("write to", a)
 	}
-	refused, ok := Refusals(errorOf(a.Body), to-from)
+	refused, ok := Refusals(ErrorOf(a.Body), to-from)
 	if !ok {
-		if a.Code == http.StatusBadRequest && errorOf(a.Body) != "" {
-			return sink.Permanent(m.failure("write to", a))
+		if a.Code == http.StatusBadRequest && ErrorOf(a.Body) != "" {
+			return sink.Permanent(m.Failure("write to", a))
 		}
-		return m.failure("write to", a)
+		return m.Failure("write to", a)
 	}
 	for i, reason := range refused {
 		switch {
@@ -264,7 +295,7 @@ func (m *Monitoring) send(ctx context.Context, s *Series, from, to int, loss *si
 		case strings.Contains(reason, "more frequently than"), strings.Contains(reason, "older than"), strings.Contains(reason, "too old"):
 			loss.Late++
 		case strings.Contains(reason, "Internal error"), strings.Contains(reason, "retry"), strings.Contains(reason, "unavailable"):
-			return m.failure("write to", a)
+			return m.Failure("write to", a)
 		default:
 			loss.Refused = append(loss.Refused, sink.Refused{
 				Message: s.All[from+i].Message, Samples: 1, Part: string(s.JSON(from + i)), Reason: "refused by Cloud Monitoring: " + sink.Excerpt([]byte(reason)),

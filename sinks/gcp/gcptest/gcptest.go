@@ -1,15 +1,17 @@
-// Package gcptest is a strict stand-in for Cloud Monitoring and for Google's token server, for tests of the sinks
-// that write there.
+// Package gcptest is a strict stand-in for Cloud Monitoring, Cloud Logging and Google's token server, for tests of the
+// sinks that write there.
 package gcptest
 
 import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,14 +20,16 @@ import (
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
 
-// Monitoring is a stand-in for the API. Its target is that of the sink of Key.
+// Monitoring is a stand-in for the APIs. Its target is that of the sink of Key.
 type Monitoring struct {
 	*sinktest.HTTP
 	Key         string
 	Options     string   // of every target
 	Descriptors []string // that were created
+	Requests    []int    // how many entries each request to Cloud Logging had
 
 	dir, key string
+	scope    string // of the newest token
 }
 
 // Name makes a sample's name of a series' JSON: all but the value.
@@ -100,6 +104,7 @@ type series struct {
 func (m *Monitoring) take(tb testing.TB, w http.ResponseWriter, r *http.Request, body []byte, mood sinktest.Mood) {
 	switch r.Method + " " + r.URL.Path {
 	case "POST /token/right":
+		m.scope = scopeOf(tb, body)
 		w.Header().Set("Content-Type", "application/json")
 		fmt.Fprint(w, `{"access_token":"t0ken","token_type":"Bearer","expires_in":3600}`)
 	case "POST /v3/projects/p/metricDescriptors":
@@ -107,10 +112,33 @@ func (m *Monitoring) take(tb testing.TB, w http.ResponseWriter, r *http.Request,
 		_, _ = w.Write(body)
 	case "POST /v3/projects/p/timeSeries":
 		m.write(tb, w, body, mood)
+	case "POST /v2/entries:write":
+		m.writeEntries(tb, w, r, body, mood)
 	default:
-		tb.Errorf("Cloud Monitoring does not take %s %s", r.Method, r.URL)
+		tb.Errorf("Google does not take %s %s", r.Method, r.URL)
 		w.WriteHeader(http.StatusNotFound)
 	}
+}
+
+// scopeOf is what a token is asked for.
+func scopeOf(tb testing.TB, form []byte) string {
+	values, err := url.ParseQuery(string(form))
+	if err != nil {
+		tb.Error(err)
+	}
+	var claims struct {
+		Scope string `json:"scope"`
+	}
+	if parts := strings.Split(values.Get("assertion"), "."); len(parts) == 3 {
+		raw, err := base64.RawURLEncoding.DecodeString(parts[1])
+		if err == nil {
+			err = json.Unmarshal(raw, &claims)
+		}
+		if err != nil {
+			tb.Errorf("a token is asked for by %s: %v", form, err)
+		}
+	}
+	return claims.Scope
 }
 
 func (m *Monitoring) write(tb testing.TB, w http.ResponseWriter, body []byte, mood sinktest.Mood) {
