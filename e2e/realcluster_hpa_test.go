@@ -78,7 +78,7 @@ func TestLoadStepOnRealCluster(t *testing.T) {
 		t.Cleanup(program.cleanUp)
 		c.kubectl(t, "wait", "--for=condition=Available", "--timeout=60s", "apiservice/v1beta1.metrics.k8s.io")
 	} else {
-		c.apply(t, "{apiVersion: v1, kind: Namespace, metadata: {name: "+realNamespace+"}}")
+		c.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+realNamespace+"}\n")
 	}
 	c.applyHPAs(t, "resource")
 	pod := c.podOf(t, "resource")
