@@ -1,11 +1,7 @@
 package kafka
 
 import (
-	"encoding/json"
-	"math"
-	"strconv"
 	"time"
-	"unicode/utf8"
 
 	"github.com/heapstream/heapstream/proto"
 	"github.com/heapstream/heapstream/sinks/sink"
@@ -116,7 +112,7 @@ func (e *encoder) appendEvent(dst []byte, ev *proto.Event) []byte {
 		tags = append(tags, proto.Label{Key: proto.LabelPodID, Value: ev.Involved.UID}, proto.Label{Key: proto.LabelPodName, Value: ev.Involved.Name})
 	}
 	dst = append(dst, `{"EventValue":`...)
-	dst = appendString(dst, string(sink.NewEventJSON(ev).Indented()))
+	dst = sink.AppendJSONString(dst, string(sink.NewEventJSON(ev).Indented()))
 	dst = append(dst, `,"EventTimestamp":"`...)
 	dst = ev.Time().AppendFormat(dst, time.RFC3339Nano)
 	dst = append(dst, `","EventTags":`...)
@@ -127,9 +123,9 @@ func (e *encoder) appendEvent(dst []byte, ev *proto.Event) []byte {
 // appendSample appends a sample in Heapster's form and order of fields.
 func (e *encoder) appendSample(dst []byte, s *proto.Sample) []byte {
 	dst = append(dst, `{"MetricsName":`...)
-	dst = appendString(dst, s.Name)
+	dst = sink.AppendJSONString(dst, s.Name)
 	dst = append(dst, `,"MetricsValue":{"value":`...)
-	dst = appendNumber(dst, s.Value)
+	dst = sink.AppendJSONNumber(dst, s.Value)
 	dst = append(dst, `},"MetricsTimestamp":`...)
 	dst = append(dst, e.at...)
 	dst = append(dst, `,"MetricsTags":`...)
@@ -150,16 +146,7 @@ func (e *encoder) appendTags(dst []byte, labels, device []proto.Label) []byte {
 	for _, l := range labels {
 		e.merged = insert(e.merged, l)
 	}
-	dst = append(dst, '{')
-	for i, l := range e.merged {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
-		dst = appendString(dst, l.Key)
-		dst = append(dst, ':')
-		dst = appendString(dst, l.Value)
-	}
-	return append(dst, '}')
+	return sink.AppendJSONLabels(dst, e.merged)
 }
 
 // insert puts a label in its place unless there is one of that key.
@@ -174,34 +161,4 @@ func insert(labels []proto.Label, l proto.Label) []proto.Label {
 	copy(labels[i+1:], labels[i:])
 	labels[i] = l
 	return labels
-}
-
-// appendString appends a JSON string as encoding/json writes it, HTML characters escaped.
-func appendString(dst []byte, s string) []byte {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' || c == 0x7f {
-			b, err := json.Marshal(s)
-			if err != nil {
-				return append(dst, `""`...) // a string always can be written
-			}
-			return append(dst, b...)
-		}
-	}
-	dst = append(dst, '"')
-	dst = append(dst, s...)
-	return append(dst, '"')
-}
-
-// appendNumber appends a JSON number as encoding/json writes it.
-func appendNumber(dst []byte, v proto.Value) []byte {
-	if !v.IsFloat() {
-		return strconv.AppendInt(dst, v.Int64(), 10)
-	}
-	f := v.Float64()
-	if a := math.Abs(f); a != 0 && (a < 1e-6 || a >= 1e21) {
-		if b, err := json.Marshal(f); err == nil {
-			return append(dst, b...)
-		}
-	}
-	return strconv.AppendFloat(dst, f, 'f', -1, 64)
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -88,27 +87,6 @@ func TestRecordsAreHeapsters(t *testing.T) {
 	})
 	if d := sinktest.Diff(want, got); d != "" {
 		t.Fatalf("%d records, want %d (- oracle, + ours):\n%s", len(got), len(want), d)
-	}
-}
-
-func TestNumbersAndStringsAreThoseOfEncodingJSON(t *testing.T) {
-	for _, f := range []float64{0, 1, 0.1, 1e-7, 1e21, 123456789.125, -2.5e-9, 1e20} {
-		want, err := json.Marshal(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := appendNumber(nil, proto.Float(f)); string(got) != string(want) {
-			t.Errorf("%v becomes %s, want %s", f, got, want)
-		}
-	}
-	for _, s := range []string{"", "plain", `"quoted" \`, "<a&b>", "tab\tnewline\n", "grüße", "\xff", "\u2028", "\x7f"} {
-		want, err := json.Marshal(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := appendString(nil, s); string(got) != string(want) {
-			t.Errorf("%q becomes %s, want %s", s, got, want)
-		}
 	}
 }
 
