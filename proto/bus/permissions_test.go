@@ -324,12 +324,12 @@ func rolesDo(t *testing.T, user string) {
 			m, err := d.Next(ctx)
 			must(t, err)
 			must(t, m.Hold())
+			_, err = d.Lag(ctx) // with a message in hand, whose age is asked for
+			must(t, err)
 			must(t, m.Ack())
 			m, err = d.Next(ctx)
 			must(t, err)
 			must(t, m.Dead(ctx, "of no use"))
-			_, err = d.Lag(ctx)
-			must(t, err)
 			soon, stop := context.WithTimeout(ctx, 50*time.Millisecond)
 			defer stop()
 			for err == nil { // to the end
