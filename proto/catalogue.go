@@ -85,7 +85,9 @@ func (g Group) Time() Field { return fieldTime + Field(g) }
 func (g Group) Span() Field { return fieldSpan + Field(g) }
 
 // Stale returns the column that is 1 where the group's sample did not advance at this tick: its
-// values, delta, span and time are those of its last valid samples and stand in for a new one.
+// delta, span and time are those of its last valid samples and stand in for new ones. So do its values, but a
+// source may have changed them without a new time: who stores values by time has those of the tick at which the
+// sample was new, not these.
 func (g Group) Stale() Field { return fieldStale + Field(g) }
 
 // Unit is the unit of a metric as Heapster's schema prints it.

@@ -185,6 +185,7 @@ type Sample struct {
 	Value    Value
 	Counter  bool    // the value is cumulative
 	Device   *Device // nil for an un-labelled metric
+	Row      int     // of Devices, where Device is not nil
 	StandsIn bool    // see Table.StandsIn
 	Ours     bool    // Heapster had no such value: neither metric nor device is Heapster's
 }
@@ -215,7 +216,7 @@ func (t *Table) Samples(row int) iter.Seq[Sample] {
 					continue
 				}
 				if v, ok := t.DeviceValues.value(d, m); ok {
-					s := Sample{Metric: m, Name: m.Name, Value: v, Counter: m.Shape == Counter, Device: &t.Devices[d], StandsIn: stale, Ours: m.OursAt(kind) || t.Devices[d].Ours()}
+					s := Sample{Metric: m, Name: m.Name, Value: v, Counter: m.Shape == Counter, Device: &t.Devices[d], Row: d, StandsIn: stale, Ours: m.OursAt(kind) || t.Devices[d].Ours()}
 					if !yield(s) {
 						return
 					}

@@ -38,6 +38,9 @@ func (c *Conn) Append(ctx context.Context, m Message, after uint64) (Ack, error)
 		ack, err := c.publishOnce(ctx, msg)
 		if err == nil {
 			s.over()
+			if n > 0 && ack.Seq == after+1 {
+				ack.Duplicate = false // of our own attempt before, whose acknowledgement was lost
+			}
 			return ack, nil
 		}
 		switch {

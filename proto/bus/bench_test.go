@@ -13,6 +13,7 @@ import (
 
 // The tests wait for servers and leases more than they compute: several at once.
 func TestMain(m *testing.M) {
+	bustest.Main()
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
 		_ = f.Value.Set("6") // a number it takes

@@ -82,6 +82,47 @@ func TestDurableKeepsOrderWhileTheLeaderDies(t *testing.T) {
 	}
 }
 
+// A replay goes on when the server that has its consumer dies, not the one it is connected to, and also where it finds out
+// because it asks that consumer what it may have missed: for the servers it is there, and nobody ever answers for it.
+func TestReplayOutlivesTheServerOfItsConsumer(t *testing.T) {
+	t.Parallel()
+	s := bustest.Cluster(t, 3)
+	kill := s.Apart(2)
+	c, w := bus.Asking(s.ConnTo(t, 0)), bus.Quick(s.ConnTo(t, 0))
+	bustest.Provision(t, w, "prod", bustest.Replicas(3))
+	fill(t, w, node, 0, 1, 10)
+	stream := bus.SamplesStream("prod")
+	ctx := deadline(t)
+	// The servers choose at random which of them has it.
+	for killed := false; !killed; {
+		must(t, ctx.Err())
+		seen := uint64(0)
+		for d, err := range c.Replay(ctx, bus.ReplayConfig{Stream: stream}) {
+			must(t, err)
+			if d.Seq != seen+1 {
+				t.Fatalf("got %d after %d", d.Seq, seen)
+			}
+			if seen = d.Seq; seen == 3 {
+				break
+			}
+			if seen > 1 {
+				continue
+			}
+			leaders, err := w.LeadersOfConsumers(ctx, stream)
+			must(t, err)
+			if !slices.Equal(leaders, []string{"bustest-2"}) {
+				break // on another, or the one before is not gone yet
+			}
+			kill()
+			killed = true
+			fill(t, w, node, 1, 2, 10)
+		}
+		if killed && seen != 3 {
+			t.Fatalf("saw up to %d, want 3", seen)
+		}
+	}
+}
+
 // A lease outlives the server that leads its bucket, has one holder all the time,
 // and comes free when its holder dies.
 func TestLeaseOutlivesTheLeader(t *testing.T) {

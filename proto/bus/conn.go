@@ -199,12 +199,15 @@ type Conn struct {
 
 	up     atomic.Bool
 	closed atomic.Bool
+
+	doubting sync.Mutex // held by who asks whether the server is there
 }
 
 // timing is what tests shorten.
 type timing struct {
 	publish   time.Duration // one publish attempt
 	request   time.Duration // one API request
+	doubt     time.Duration // one answer to the question whether the server is there
 	heartbeat time.Duration // of pulls
 	idle      time.Duration // without a message before a reader asks what it may have missed
 	backoff   time.Duration // first wait between attempts
@@ -212,7 +215,7 @@ type timing struct {
 }
 
 func defaultTiming() timing {
-	return timing{publish: PublishTimeout, request: 3 * time.Second, heartbeat: 5 * time.Second,
+	return timing{publish: PublishTimeout, request: 3 * time.Second, doubt: 2 * time.Second, heartbeat: 5 * time.Second,
 		idle: 10 * time.Second, backoff: 50 * time.Millisecond, maxWait: 2 * time.Second}
 }
 
@@ -411,6 +414,9 @@ func (c *Conn) setDown(err error) {
 			err = fmt.Errorf("%w (%w)", err, c.noSecret)
 		}
 		err = fmt.Errorf("the server refuses %s: %w", c.who, err)
+	case errors.As(err, new(*tls.CertificateVerificationError)):
+		reason = "server certificate"
+		err = fmt.Errorf("we do not believe the server's certificate (--bus-ca, --bus-server-name): %w", err)
 	case refusesCertificate(err):
 		reason = "certificate"
 		err = fmt.Errorf("the server ended the TLS handshake: it may demand another client certificate than %s (--bus-cert): %w", c.cert, err)
@@ -590,6 +596,7 @@ func (c *Conn) try(ctx context.Context, api string, do func(context.Context) err
 		if err == nil {
 			return nil
 		}
+		c.doubt(ctx, err)
 		if ctx.Err() != nil {
 			return ended(ctx, last, err)
 		}
@@ -605,6 +612,22 @@ func (c *Conn) try(ctx context.Context, api string, do func(context.Context) err
 			return ended(ctx, last, err)
 		}
 	}
+}
+
+// doubt asks the server whether it is there at all, after an attempt that it did not answer in time, and leaves it for
+// another where it is not: a server that is frozen, or behind a network that drops what is sent, says nothing, and
+// the client's own pings would take a minute to tell. It blocks for timing.doubt at most; of several callers one asks.
+func (c *Conn) doubt(ctx context.Context, err error) {
+	if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, nats.ErrTimeout) || !c.doubting.TryLock() {
+		return
+	}
+	defer c.doubting.Unlock()
+	before := c.nc.Stats().Reconnects
+	if !errors.Is(c.nc.FlushTimeout(c.timing.doubt), nats.ErrTimeout) || !c.nc.IsConnected() || c.nc.Stats().Reconnects != before {
+		return
+	}
+	c.log.Warn("server of the bus does not answer, going to another", "server", c.nc.ConnectedServerName())
+	_ = c.nc.ForceReconnect() // fails only where the connection was closed
 }
 
 // ended is the error of a context that ended while something else was wrong.

@@ -272,8 +272,14 @@ func (r *replay) accept(k mark, m *nats.Msg) Delivery {
 }
 
 // missed asks the consumer whether it sent what never came (a blip too short for
-// anybody to notice drops what is under way), or does not send what it has.
+// anybody to notice drops what is under way), or does not send what it has. It
+// asks for a while only: of a consumer whose one copy was on a server that has
+// died the others still know, and nobody ever answers for it. A reader comes here
+// before it finds that consumer silent where it was busy for timing.heartbeat
+// meanwhile, as one that publishes while nobody leads.
 func (r *replay) missed(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*r.c.timing.request)
+	defer cancel()
 	var info *jetstream.ConsumerInfo
 	err := r.c.try(ctx, "CONSUMER.INFO."+r.cfg.Stream+"."+r.name, func(ctx context.Context) error {
 		cons, err := r.c.js.Consumer(ctx, r.cfg.Stream, r.name)
@@ -285,7 +291,7 @@ func (r *replay) missed(ctx context.Context) error {
 	})
 	switch {
 	case err != nil:
-		return err // gone; whether the stream is, start finds out
+		return err // gone, or its server is; whether the stream is, start finds out
 	case r.p.ready():
 		return nil
 	case info.Delivered.Consumer > r.dseq:
@@ -354,10 +360,7 @@ func (r *replay) tryStart(ctx context.Context) error {
 	} else {
 		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &r.cfg.FromTime
 	}
-	if err := r.c.try(ctx, "CONSUMER.CREATE."+r.cfg.Stream+"."+r.name, func(ctx context.Context) error {
-		_, err := r.c.js.CreateOrUpdateConsumer(ctx, r.cfg.Stream, cfg)
-		return err
-	}); err != nil {
+	if _, err := r.c.makeEphemeral(ctx, r.cfg.Stream, cfg); err != nil {
 		return err
 	}
 	r.dseq = 0
@@ -376,6 +379,24 @@ func ephemeral(name string, subjects []string) jetstream.ConsumerConfig {
 		cfg.FilterSubjects = subjects
 	}
 	return cfg
+}
+
+// makeEphemeral makes the consumer, or gives up its name soon: one that the servers have assigned to one of them that has
+// died is there for them, and nobody ever answers for it. Its reader tries again under another name.
+func (c *Conn) makeEphemeral(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) (info *jetstream.ConsumerInfo, err error) {
+	soon, cancel := context.WithTimeout(ctx, 2*c.timing.request)
+	defer cancel()
+	err = c.try(soon, "CONSUMER.CREATE."+stream+"."+cfg.Name, func(ctx context.Context) error {
+		cons, err := c.js.CreateOrUpdateConsumer(ctx, stream, cfg)
+		if err == nil {
+			info = cons.CachedInfo()
+		}
+		return err
+	})
+	if err != nil && soon.Err() != nil && ctx.Err() == nil {
+		c.forget(stream, cfg.Name)
+	}
+	return info, err
 }
 
 func (r *replay) stop() {
@@ -479,14 +500,8 @@ func (l *lastReader) read(ctx context.Context, shown *uint64, show func(Delivery
 	cfg := ephemeral("last-"+nuid.Next(), []string{l.filter})
 	cfg.DeliverPolicy = jetstream.DeliverLastPerSubjectPolicy
 	renewed := l.c.renewal()
-	var info *jetstream.ConsumerInfo
-	if err := l.c.try(ctx, "CONSUMER.CREATE."+l.stream+"."+cfg.Name, func(ctx context.Context) error {
-		cons, err := l.c.js.CreateOrUpdateConsumer(ctx, l.stream, cfg)
-		if err == nil {
-			info = cons.CachedInfo()
-		}
-		return err
-	}); err != nil {
+	info, err := l.c.makeEphemeral(ctx, l.stream, cfg)
+	if err != nil {
 		return err
 	}
 	defer l.c.forget(l.stream, cfg.Name)

@@ -57,6 +57,27 @@ func TestReplayGoesOnLive(t *testing.T) {
 	}
 }
 
+// Who is told to stop stops, however much there is to read.
+func TestReplayDoesNotReadABacklogToItsEnd(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	c := bus.Quick(s.Conn(t))
+	bustest.Provision(t, c, "prod")
+	fill(t, c, node, 0, 400, 10)
+	ctx, cancel := context.WithCancel(deadline(t))
+	defer cancel()
+	seen := 0
+	for d, err := range c.Replay(ctx, bus.ReplayConfig{Stream: bus.SamplesStream("prod")}) {
+		must(t, err)
+		if seen++; d.Seq == 10 {
+			cancel()
+		}
+	}
+	if seen != 10 {
+		t.Errorf("%d messages were read, want 10: told to stop at the tenth", seen)
+	}
+}
+
 func TestReplayFromTime(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)

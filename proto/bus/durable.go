@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -43,6 +44,7 @@ type Durable struct {
 	cfg DurableConfig
 
 	// Of the goroutine that calls Next.
+	created time.Time // the stream that the positions below are of
 	renewed <-chan struct{}
 	dseq    uint64 // last consumer sequence seen; exact is set where it is known beforehand
 	exact   bool
@@ -84,6 +86,11 @@ func (c *Conn) Durable(ctx context.Context, cfg DurableConfig) (*Durable, error)
 	if err := d.ensure(ctx); err != nil {
 		return nil, fmt.Errorf("open consumer %q of stream %q: %w", cfg.Name, cfg.Stream, err)
 	}
+	state, err := c.StreamState(ctx, cfg.Stream)
+	if err != nil {
+		return nil, fmt.Errorf("open consumer %q of stream %q: %w", cfg.Name, cfg.Stream, err)
+	}
+	d.created = state.Created
 	if err := d.start(ctx); err != nil {
 		return nil, fmt.Errorf("open consumer %q of stream %q: %w", cfg.Name, cfg.Stream, err)
 	}
@@ -275,6 +282,11 @@ func (d *Durable) restart(ctx context.Context, n int) error {
 	err := d.start(ctx)
 	if errors.Is(err, errGone) {
 		d.c.log.Warn("consumer was deleted, making it again", "stream", d.cfg.Stream, "consumer", d.cfg.Name)
+		// The server tells readers first, and removes the consumer's folder then. One of the same name that is made
+		// in between loses its folder: it works, and nothing of it outlives the server.
+		if err := d.c.pause(ctx, math.MaxInt); err != nil {
+			return err
+		}
 		if err := d.ensure(ctx); err != nil {
 			return err
 		}
@@ -283,8 +295,10 @@ func (d *Durable) restart(ctx context.Context, n int) error {
 		if err != nil {
 			return err
 		}
+		anew := !state.Created.Equal(d.created)
+		d.created = state.Created
 		d.mu.Lock()
-		if d.acked > state.LastSeq {
+		if anew {
 			d.acked, d.handed, d.known, d.inHand = 0, 0, false, nil
 		}
 		d.mu.Unlock()

@@ -361,3 +361,32 @@ func TestDurableIsMadeAgain(t *testing.T) {
 		t.Fatalf("got %d, want %s", m.Seq, fmt.Sprint(11))
 	}
 }
+
+// A stream that was deleted and made anew is read from its beginning, also where it has come further meanwhile than the
+// worker was in the old one.
+func TestDurableBeginsAnewWithItsStream(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	c := bus.Quick(s.Conn(t))
+	bustest.Provision(t, c, "prod")
+	fill(t, c, node, 0, 10, 10)
+	d := open(t, c, sinkConfig)
+	for range 4 {
+		must(t, next(t, d).Ack())
+	}
+	must(t, c.RemoveCluster(deadline(t), "prod"))
+	bustest.Provision(t, c, "prod")
+	fill(t, c, node, 0, 10, 10)
+	created := state(t, c, sinkConfig.Stream).Created
+	for want := uint64(1); want <= 10; want++ {
+		m := next(t, d)
+		for m.Time.Before(created) { // was on its way when the old one was deleted
+			must(t, m.Ack())
+			m = next(t, d)
+		}
+		if m.Seq != want {
+			t.Fatalf("got %d, want %d", m.Seq, want)
+		}
+		must(t, m.Ack())
+	}
+}

@@ -79,6 +79,8 @@ func passing(err error) bool {
 		nats.ErrTimeout, nats.ErrNoResponders, nats.ErrReconnectBufExceeded, nats.ErrDisconnected,
 		nats.ErrConnectionReconnecting, nats.ErrStaleConnection, nats.ErrNoServers,
 		jetstream.ErrNoStreamResponse, jetstream.ErrJetStreamNotEnabled, context.DeadlineExceeded,
+		// There never was a connection, so the client knows of no server that takes headers; all with JetStream do.
+		nats.ErrHeadersNotSupported,
 		// The connection ended under a write, and is made anew.
 		io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed,
 	} {

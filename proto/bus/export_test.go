@@ -12,8 +12,14 @@ import (
 
 // Quick shortens the waits of a connection, for tests.
 func Quick(c *Conn) *Conn {
-	c.timing = timing{publish: 500 * time.Millisecond, request: time.Second, heartbeat: 200 * time.Millisecond,
+	c.timing = timing{publish: 500 * time.Millisecond, request: time.Second, doubt: 500 * time.Millisecond, heartbeat: 200 * time.Millisecond,
 		idle: 300 * time.Millisecond, backoff: 5 * time.Millisecond, maxWait: 100 * time.Millisecond}
+	return c
+}
+
+// Asking makes a quick connection's readers ask what they may have missed before they can find their consumer silent.
+func Asking(c *Conn) *Conn {
+	Quick(c).timing.idle = c.timing.heartbeat / 2
 	return c
 }
 
@@ -57,6 +63,21 @@ func (c *Conn) DropConsumers(ctx context.Context, stream string) error {
 		}
 	}
 	return l.Err()
+}
+
+// LeadersOfConsumers names the server of each consumer of a stream.
+func (c *Conn) LeadersOfConsumers(ctx context.Context, stream string) (names []string, err error) {
+	s, err := c.js.Stream(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	l := s.ListConsumers(ctx)
+	for info := range l.Info() {
+		if info.Cluster != nil {
+			names = append(names, info.Cluster.Leader)
+		}
+	}
+	return names, l.Err()
 }
 
 // CountConsumers is the number of consumers of a stream.

@@ -69,6 +69,30 @@ func (c *Conn) TryHold(ctx context.Context, key, owner string) (*Lease, error) {
 	return l, nil
 }
 
+// Lead takes the lease, calls lead while it is held, and gives it back. Where another has it, Lead tells standby once,
+// with an error that names the holder, and waits. The context of lead ends with the lease; Lead returns lead's error
+// after it has returned, or why the lease could not be taken.
+func (c *Conn) Lead(ctx context.Context, key, owner string, standby func(error), lead func(held context.Context) error) error {
+	l, err := c.TryHold(ctx, key, owner)
+	if errors.Is(err, ErrHeld) {
+		standby(err)
+		l, err = c.Hold(ctx, key, owner)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		if err := l.Release(stop); err != nil {
+			c.log.Warn("lease runs out by itself", "lease", key, "err", err)
+		}
+	}()
+	held, cancel := l.Context(ctx)
+	defer cancel()
+	return lead(held)
+}
+
 // Seize takes the lease from whoever holds it, for an operator who needs the
 // holder out of the way. It returns when the former holder has given up, at the
 // latest LeaseTTL after it renewed last; one that waits for the lease takes it

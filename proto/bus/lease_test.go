@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -262,4 +263,47 @@ func TestClusterNameBelongsToOneUID(t *testing.T) {
 		step++
 	}
 	t.Fatal("watch ended")
+}
+
+// One leads, the other is told who does and follows when that one has returned, whose error is Lead's.
+func TestLeadersFollowEachOther(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	a, b := s.Conn(t), s.Conn(t)
+	bustest.Provision(t, a, "")
+	const key = "inventory.prod"
+	done := errors.New("done")
+	leading, enough := make(chan struct{}), make(chan struct{})
+	var first sync.WaitGroup
+	first.Go(func() {
+		err := a.Lead(t.Context(), key, "first", func(err error) { t.Errorf("the first stands by: %v", err) }, func(held context.Context) error {
+			close(leading)
+			select {
+			case <-enough:
+			case <-held.Done():
+				t.Error("the lease is gone")
+			}
+			return done
+		})
+		if !errors.Is(err, done) {
+			t.Error(err)
+		}
+	})
+	<-leading
+	stoodBy := 0
+	err := b.Lead(t.Context(), key, "second", func(err error) {
+		if stoodBy++; !errors.Is(err, bus.ErrHeld) || !strings.Contains(err.Error(), `"first"`) {
+			t.Errorf("stands by: %v", err)
+		}
+		close(enough)
+	}, func(held context.Context) error { return held.Err() })
+	if err != nil || stoodBy != 1 {
+		t.Errorf("the second ends with %v, and stood by %d times", err, stoodBy)
+	}
+	first.Wait()
+	left, err := a.Leases(deadline(t), "")
+	must(t, err)
+	if len(left) != 0 {
+		t.Errorf("leases are left: %+v", left)
+	}
 }

@@ -52,7 +52,7 @@ func InboxPrefix(role Role, cluster string) string {
 //	aggregator  hs.clock.<c> hs.rollups.<c>.> hs.dead   SAMPLES ROLLUPS KV_hs-leases KV_hs-clusters   writes aggregator.<c>, member.*
 //	apigw       hs.dead                                 ROLLUPS EVENTS KV_hs-clusters           none written
 //	sinks       hs.dead $JS.ACK                         ROLLUPS EVENTS DEAD KV_hs-leases KV_hs-clusters   writes sink.*
-//	admin       hs.> (re-drive) $KV.hs-clusters.*       all                                     writes sink.*, <c>
+//	admin       hs.> (re-drive) $KV.hs-clusters.*       all                                     writes sink.*, topology, <c>
 //
 // Each subscribes to its own inbox (InboxPrefix) alone. To read a stream is to ask
 // for its state, for a message, and to make, ask, pull from and delete a consumer
@@ -141,7 +141,7 @@ func Permissions(role Role, cluster string) (publish, subscribe []string) {
 		for _, room := range []string{"samples", "inventory", "events"} {
 			allow("hs." + room + "." + c + ".*")
 		}
-		allow("hs.clock."+c, "hs.rollups."+c+".>", "hs.dead.*", "hs.dead.*"+againSuffix, bucketSubject(ClustersBucket, c), bucketSubject(LeasesBucket, SinkLeases+"*"))
+		allow("hs.clock."+c, "hs.rollups."+c+".>", "hs.dead.*", "hs.dead.*"+againSuffix, bucketSubject(ClustersBucket, c), bucketSubject(LeasesBucket, SinkLeases+"*"), bucketSubject(LeasesBucket, TopologyLease))
 		request("*", info, get, create, filtered, ask, pull, forget, "CONSUMER.RESET.%s.*", "CONSUMER.PAUSE.%s.*", "CONSUMER.LIST.%s",
 			"STREAM.CREATE.%s", "STREAM.UPDATE.%s", "STREAM.DELETE.%s")
 		request(DeadStream, "STREAM.MSG.DELETE.%s")
@@ -149,4 +149,17 @@ func Permissions(role Role, cluster string) (publish, subscribe []string) {
 		return nil, nil
 	}
 	return publish, []string{InboxPrefix(role, cluster) + ".>"}
+}
+
+// LinkPermissions are what a hub must allow the user by which the edge of that
+// JetStream domain links to it, and nothing besides: to be asked for its streams
+// and to answer, to deliver them on subjects of its own, and to hear how fast. The
+// user needs no other way in than a leaf node's.
+//
+// An edge that is taken over can make its own cluster up and that is all: it
+// reaches neither the hub's streams nor another edge's. What the servers answer
+// each other on ends in a secret of eight characters ($JSC.R.*), with the domain
+// before it where their js_api_reply_format_v2 is on.
+func LinkPermissions(domain string) (publish, subscribe []string) {
+	return []string{mirrorPrefix(domain) + ".>", "$JSC.R.*", "$JSC.R." + domain + ".>"}, []string{"$JS." + domain + ".API.>", "$JS.FC.>"}
 }

@@ -221,6 +221,9 @@ func rolesDo(t *testing.T, user string) {
 		seized, err := c.Seize(ctx, bus.SinkLease("x"), "admin")
 		must(t, err)
 		must(t, seized.Release(ctx))
+		shared, err := c.Hold(ctx, bus.TopologyLease, "admin") // as to make a hub's register follow an edge
+		must(t, err)
+		must(t, shared.Release(ctx))
 		_, err = c.SinkDurables(ctx, cfg.Stream)
 		must(t, err)
 		must(t, c.PauseDurable(ctx, cfg.Stream, cfg.Name, time.Now()))

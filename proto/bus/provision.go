@@ -28,8 +28,9 @@ type Topology struct {
 	NodeBytes  int64 // of one node's rollup, compressed; default DefaultNodeBytes
 
 	// FromDomain, where set, makes ROLLUPS and EVENTS mirrors of the streams of
-	// that JetStream domain, with the same sequences: a hub's view of an edge.
-	// SAMPLES stay at the edge.
+	// that JetStream domain, with the same sequences, and hs-clusters follow what
+	// is registered there of this cluster: a hub's view of an edge. SAMPLES stay
+	// at the edge.
 	FromDomain string
 }
 
@@ -195,10 +196,13 @@ func (t Topology) streams() []jetstream.StreamConfig {
 	rollups := make1(RollupsStream(t.Cluster), "rollups of cluster "+t.Cluster, t.RollupsAge, t.RollupsBytes, RollupsDedupe, "hs.rollups."+c+".>")
 	events := make1(EventsStream(t.Cluster), "events of cluster "+t.Cluster, t.EventsAge, t.EventsBytes, EventsDedupe, "hs.events."+c+".>")
 	if t.FromDomain != "" {
+		from := &jetstream.ExternalStream{APIPrefix: "$JS." + t.FromDomain + ".API", DeliverPrefix: mirrorPrefix(t.FromDomain)}
 		for _, s := range []*jetstream.StreamConfig{&rollups, &events} {
 			s.Subjects, s.Duplicates, s.MirrorDirect = nil, 0, true
-			s.Mirror = &jetstream.StreamSource{Name: s.Name, External: &jetstream.ExternalStream{APIPrefix: "$JS." + t.FromDomain + ".API"}}
+			s.Mirror = &jetstream.StreamSource{Name: s.Name, External: from}
 		}
+		clusters := &all[2]
+		clusters.Sources = []*jetstream.StreamSource{{Name: clusters.Name, FilterSubject: bucketSubject(ClustersBucket, c), External: from}}
 		return append(all, rollups, events)
 	}
 	return append(all,
@@ -231,6 +235,13 @@ func (c *Conn) Apply(ctx context.Context, t Topology) ([]Change, error) {
 	}
 	var done []Change
 	for _, want := range t.WithDefaults().streams() {
+		if len(want.Sources) > 0 { // what it follows is altered by reading and writing it: one at a time, over all clusters
+			lease, err := c.Hold(ctx, TopologyLease, "apply "+t.Cluster)
+			if err != nil {
+				return done, fmt.Errorf("apply topology: %w", err)
+			}
+			defer release(ctx, lease)
+		}
 		have, err := c.config(ctx, want.Name)
 		if err != nil {
 			return done, fmt.Errorf("apply topology: %w", err)
@@ -260,6 +271,13 @@ func (c *Conn) Apply(ctx context.Context, t Topology) ([]Change, error) {
 	return done, nil
 }
 
+// release gives a lease back also when ctx has ended; one that cannot be given back runs out.
+func release(ctx context.Context, l *Lease) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), PublishTimeout)
+	defer cancel()
+	_ = l.Release(ctx)
+}
+
 // noRoom turns the refusal of a server that cannot set aside what a stream may take into a lasting error: unlike
 // a publish that meets a full store, it does not pass by waiting.
 func noRoom(err error, t Topology) error {
@@ -280,18 +298,17 @@ func (c *Conn) Check(ctx context.Context, t Topology) error {
 	if err := t.Validate(); err != nil {
 		return fmt.Errorf("check topology: %w", err)
 	}
+	changes, _, err := c.Wanted(ctx, t)
+	if err != nil {
+		return fmt.Errorf("check topology: %w", err)
+	}
 	var found []string
-	for _, want := range t.WithDefaults().streams() {
-		have, err := c.config(ctx, want.Name)
-		if err != nil {
-			return fmt.Errorf("check topology: %w", err)
+	for _, change := range changes {
+		if change.Created {
+			found = append(found, change.Stream+" does not exist")
 		}
-		if have == nil {
-			found = append(found, want.Name+" does not exist")
-			continue
-		}
-		for _, d := range differs(*have, want, t, false) {
-			found = append(found, want.Name+" "+d)
+		for _, d := range change.Differs {
+			found = append(found, change.Stream+" "+d)
 		}
 	}
 	if len(found) > 0 {
@@ -334,6 +351,13 @@ func differs(have, want jetstream.StreamConfig, t Topology, all bool) []string {
 	}
 	if mirrorOf(have) != mirrorOf(want) {
 		diff("mirror", mirrorOf(have), mirrorOf(want))
+	}
+	for _, s := range want.Sources {
+		if i := slices.IndexFunc(have.Sources, func(h *jetstream.StreamSource) bool { return h.FilterSubject == s.FilterSubject }); i < 0 {
+			diff("source of "+s.FilterSubject, "none", sourceOf(s))
+		} else if sourceOf(have.Sources[i]) != sourceOf(s) {
+			diff("source of "+s.FilterSubject, sourceOf(have.Sources[i]), sourceOf(s))
+		}
 	}
 	if have.Retention != want.Retention {
 		diff("retention", have.Retention, want.Retention)
@@ -394,10 +418,22 @@ func mirrorOf(s jetstream.StreamConfig) string {
 	if s.Mirror == nil {
 		return "none"
 	}
-	if s.Mirror.External != nil {
-		return s.Mirror.External.APIPrefix + " " + s.Mirror.Name
+	return sourceOf(s.Mirror)
+}
+
+func sourceOf(s *jetstream.StreamSource) string {
+	if s.External != nil {
+		return s.External.APIPrefix + " " + s.Name + " by " + s.External.DeliverPrefix
 	}
-	return s.Mirror.Name
+	return s.Name
+}
+
+// following is have with every cluster's source replaced or added that want has; those of other clusters stay.
+func following(have, want []*jetstream.StreamSource) []*jetstream.StreamSource {
+	all := slices.DeleteFunc(slices.Clone(have), func(h *jetstream.StreamSource) bool {
+		return slices.ContainsFunc(want, func(w *jetstream.StreamSource) bool { return w.FilterSubject == h.FilterSubject })
+	})
+	return append(all, want...)
 }
 
 // merge is have with what we decide from want: placement, metadata and the like
@@ -405,6 +441,7 @@ func mirrorOf(s jetstream.StreamConfig) string {
 func merge(have, want jetstream.StreamConfig) jetstream.StreamConfig {
 	m := have
 	m.Description, m.Subjects, m.Mirror, m.MirrorDirect = want.Description, want.Subjects, want.Mirror, want.MirrorDirect
+	m.Sources = following(have.Sources, want.Sources)
 	m.Retention, m.Storage, m.Discard, m.Compression = want.Retention, want.Storage, want.Discard, want.Compression
 	m.AllowDirect, m.MaxMsgsPerSubject, m.MaxMsgSize = want.AllowDirect, want.MaxMsgsPerSubject, want.MaxMsgSize
 	m.Duplicates, m.MaxAge, m.MaxBytes, m.Replicas = want.Duplicates, want.MaxAge, want.MaxBytes, want.Replicas
@@ -413,7 +450,8 @@ func merge(have, want jetstream.StreamConfig) jetstream.StreamConfig {
 }
 
 // RemoveCluster deletes a cluster's streams, with all that is in them, and then
-// its record. What is not there is fine.
+// its record, which at a hub no longer follows the edge's. What is not there is
+// fine.
 func (c *Conn) RemoveCluster(ctx context.Context, cluster string) error {
 	if err := CheckCluster(cluster); err != nil {
 		return err
@@ -430,5 +468,31 @@ func (c *Conn) RemoveCluster(ctx context.Context, cluster string) error {
 			return fmt.Errorf("remove stream %q: %w", name, err)
 		}
 	}
+	if err := c.unfollow(ctx, cluster); err != nil {
+		return fmt.Errorf("remove cluster %q: %w", cluster, err)
+	}
 	return c.Unregister(ctx, cluster)
+}
+
+// unfollow takes a cluster's source off hs-clusters, where it has one.
+func (c *Conn) unfollow(ctx context.Context, cluster string) error {
+	name, subject := bucketStream(ClustersBucket), bucketSubject(ClustersBucket, EncodeToken(cluster))
+	ours := func(s *jetstream.StreamSource) bool { return s.FilterSubject == subject }
+	have, err := c.config(ctx, name)
+	if err != nil || have == nil || !slices.ContainsFunc(have.Sources, ours) {
+		return err
+	}
+	lease, err := c.Hold(ctx, TopologyLease, "remove "+cluster)
+	if err != nil {
+		return err
+	}
+	defer release(ctx, lease)
+	if have, err = c.config(ctx, name); err != nil || have == nil {
+		return err
+	}
+	have.Sources = slices.DeleteFunc(have.Sources, ours)
+	return c.try(ctx, "STREAM.UPDATE."+name, func(ctx context.Context) error {
+		_, err := c.js.UpdateStream(ctx, *have)
+		return err
+	})
 }

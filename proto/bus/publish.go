@@ -209,6 +209,10 @@ func (c *Conn) publishOnce(ctx context.Context, msg *nats.Msg) (Ack, error) {
 	attempt, end := c.denials.attempt(ctx, c.timing.publish, msg.Subject)
 	resp, err := c.nc.RequestMsgWithContext(attempt, msg)
 	if err = end(err); err != nil {
+		c.doubt(ctx, err)
+		if errors.Is(err, nats.ErrReconnectBufExceeded) { // the client's words for not keeping what cannot be sent
+			err = fmt.Errorf("the bus is away: %w", err)
+		}
 		return Ack{}, err
 	}
 	var answer struct {
@@ -226,23 +230,28 @@ func (c *Conn) publishOnce(ctx context.Context, msg *nats.Msg) (Ack, error) {
 	return Ack{Stream: answer.Stream, Seq: answer.Seq, Duplicate: answer.Duplicate}, nil
 }
 
-// stall logs that publishing does not get on, and that it does again: once each.
+// stall logs that publishing does not get on, and that it does again: once each. That there is no stream is said also
+// where something else was said before: it may take an operator.
 type stall struct {
-	log   *slog.Logger
-	since atomic.Int64 // unix ns; 0 while all is well
+	log      *slog.Logger
+	since    atomic.Int64 // unix ns; 0 while all is well
+	noStream atomic.Bool  // that was said
 }
 
 func (s *stall) begun(subject string, err error) {
-	if s.since.CompareAndSwap(0, time.Now().UnixNano()) {
-		if errors.Is(err, nats.ErrNoResponders) {
-			err = fmt.Errorf("no stream takes this subject at the moment: %w", err)
-		}
+	first := s.since.CompareAndSwap(0, time.Now().UnixNano())
+	if errors.Is(err, nats.ErrNoResponders) {
+		first = !s.noStream.Swap(true)
+		err = fmt.Errorf("no stream takes this subject at the moment: %w (if that lasts, `heapstream bus apply` makes the stream)", err)
+	}
+	if first {
 		s.log.Warn("publishing is held up, trying again", "subject", subject, "err", err)
 	}
 }
 
 func (s *stall) over() {
 	if since := s.since.Load(); since != 0 && s.since.CompareAndSwap(since, 0) {
+		s.noStream.Store(false)
 		took := time.Duration(max(0, min(time.Now().UnixNano()-since, math.MaxInt64)))
 		s.log.Info("publishing goes on", "took", took.Round(time.Millisecond))
 	}

@@ -175,3 +175,29 @@ func TestBrokenWriteIsTriedAgain(t *testing.T) {
 		t.Error("a refusal is taken to pass")
 	}
 }
+
+// A process that starts before its bus has what it publishes stored once that is there: none of it is refused.
+func TestPublisherMayStartBeforeTheBus(t *testing.T) {
+	t.Parallel()
+	s := bustest.Configure(t, "")
+	bustest.Provision(t, connected(t, s, bus.Config{}), "prod")
+	s.Stop()
+	c := bus.Quick(s.Conn(t, bus.Config{}, bustest.Logger(t)))
+	done := make(chan error, 1)
+	went := make(chan struct{})
+	go func() {
+		p := c.Publisher(bus.PublisherConfig{})
+		f, err := p.Begin(deadline(t), bus.Message{Subject: bus.SamplesSubject("prod", "n"), ID: "1"})
+		close(went)
+		if err == nil {
+			_, err = f.Wait(deadline(t))
+		}
+		done <- err
+	}()
+	<-went
+	s.Up("")
+	must(t, <-done)
+	if got := state(t, c, bus.SamplesStream("prod")).Messages; got != 1 {
+		t.Errorf("%d messages are stored, want 1", got)
+	}
+}

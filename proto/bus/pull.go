@@ -78,7 +78,8 @@ func (p *puller) close() {
 	_ = p.sub.Unsubscribe() // fails only where it is gone already
 }
 
-// request asks for another batch once half of the last has come.
+// request asks for another batch once half of the last has come. A request ends soon: until then the server gives
+// messages to a worker that is frozen or cut off, before its successor.
 func (p *puller) request() error {
 	if p.due > p.batch/2 {
 		return nil
@@ -88,7 +89,7 @@ func (p *puller) request() error {
 		MaxBytes  int           `json:"max_bytes,omitempty"`
 		Expires   time.Duration `json:"expires"`
 		Heartbeat time.Duration `json:"idle_heartbeat"`
-	}{p.batch, p.maxBytes, 6 * p.c.timing.heartbeat, p.c.timing.heartbeat}
+	}{p.batch, p.maxBytes, 3 * p.c.timing.heartbeat, p.c.timing.heartbeat}
 	b, err := json.Marshal(req)
 	if err != nil {
 		return err
@@ -103,6 +104,9 @@ func (p *puller) request() error {
 // next is the next message. Its errors are those of ctx, or end the puller;
 // errIdle does not: it says that nothing came for timing.idle.
 func (p *puller) next(ctx context.Context, renewed <-chan struct{}) (*nats.Msg, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err // though there may be more: who is told to stop does not read a backlog to its end
+	}
 	p.heard = time.Now()
 	armed := false
 	for {

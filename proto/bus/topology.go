@@ -25,8 +25,12 @@ import (
 //
 //	bucket        keys                                                  one value is
 //	hs-leases     aggregator.<c> inventory.<c> events.<c> sink.<name>   who holds it; gone LeaseTTL after the last renewal
-//	              member.<id>
+//	              member.<id> topology
 //	hs-clusters   <c>                                                   ClusterInfo
+//
+// A hub mirrors ROLLUPS_<c> and EVENTS_<c> of an edge, and its hs-clusters follow
+// the key <c> of the edge's. What it reads of the edge of JetStream domain <d> is
+// delivered on mirror.<d>.>, which no stream takes.
 //
 // Durable consumers exist for sinks alone: sink-<name> on ROLLUPS_<c>, EVENTS_<c> and DEAD.
 const (
@@ -243,6 +247,13 @@ func InventoryLease(cluster string) string { return "inventory." + EncodeToken(c
 
 // EventsLease is held by the scraper that publishes a cluster's events.
 func EventsLease(cluster string) string { return "events." + EncodeToken(cluster) }
+
+// TopologyLease is held by whoever alters what all clusters share at a hub.
+const TopologyLease = "topology"
+
+// mirrorPrefix begins the subjects on which the edge of that JetStream domain
+// delivers what a hub reads of it: its own, so that a link cannot speak for another.
+func mirrorPrefix(domain string) string { return "mirror." + domain }
 
 // SinkLeases is the prefix of the leases of sinks.
 const SinkLeases = "sink."

@@ -53,6 +53,8 @@ type Command struct {
 	// is read into a copy of it.
 	Process *Config
 
+	// SingleDash lets one dash begin a long name too, as Go's own package flag has it: -sink=log is --sink=log.
+	SingleDash bool
 	// Flags, if set, registers the command's own flags.
 	Flags func(fs *pflag.FlagSet)
 	// Validate, if set, checks what was given. It returns all it has to complain about joined by

@@ -84,6 +84,35 @@ func TestFlagsAndEnvironment(t *testing.T) {
 	}, settings{bus, time.Minute, nil})
 }
 
+// As Go's own package flag takes them: one dash or two, a value behind it or in it.
+func TestOneDashBeginsALongNameWhereWished(t *testing.T) {
+	check := func(code int, said string, want settings, args ...string) {
+		t.Helper()
+		var got settings
+		var stdout, stderr bytes.Buffer
+		cmd := program(&got, func(context.Context, Deps) error { return nil })
+		cmd.SingleDash = true
+		if c := cmd.execute(t.Context(), process{args: args, stdout: &stdout, stderr: &stderr}); c != code || !strings.Contains(stdout.String()+stderr.String(), said) {
+			t.Errorf("%q: exit code %d, want %d with %q: %s", args, c, code, said, stderr.String())
+		}
+		if code == 0 && said == "" && (got.BusURL != want.BusURL || got.Resolution != want.Resolution || !slices.Equal(got.Sinks, want.Sinks)) {
+			t.Errorf("%q: got %+v, want %+v", args, got, want)
+		}
+	}
+	const bus = "nats://127.0.0.1:4222"
+	check(0, "", settings{bus, 5 * time.Second, []string{"log", "gcl"}}, "-sink=log", "--sink", "gcl", "-metric_resolution", "5s")
+	check(0, "", settings{"-x", time.Minute, []string{"--log-level=loud"}}, "-sink", "--log-level=loud", "-bus-url=-x", "-log-level=debug")
+	check(0, "Usage:", settings{}, "-h")
+	check(0, "Usage:", settings{}, "-help")
+	check(0, "version: ", settings{}, "-version")
+	check(0, "version: ", settings{}, "-version=true")
+	check(2, "unknown flag --snik (did you mean --sink?)", settings{}, "-snik=log")
+	check(2, "flag --metric-resolution: ", settings{}, "-metric-resolution", "-5")
+	check(2, "flag needs an argument: --sink", settings{}, "-sink")
+	check(2, `unexpected argument "-sink=log"`, settings{}, "-bus-url=x", "--", "-sink=log")
+	check(2, `unexpected argument "-"`, settings{}, "-")
+}
+
 func TestWrongCommandLineIsRefused(t *testing.T) {
 	check := func(args, environ []string, complaints ...string) {
 		t.Helper()

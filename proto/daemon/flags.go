@@ -69,6 +69,9 @@ func envName(flag string) string {
 // all flags of the program: a variable that only a sibling command understands is not a mistake, one
 // that none understands is.
 func (i *invocation) parse(args, environ []string, known []string) error {
+	if i.cmd.SingleDash {
+		args = i.doubleDashes(args)
+	}
 	if err := i.all.Parse(args); err != nil {
 		return i.explain(err)
 	}
@@ -81,6 +84,35 @@ func (i *invocation) parse(args, environ []string, known []string) error {
 		errs = append(errs, i.unexpected(i.args[0]))
 	}
 	return errors.Join(append(errs, i.parseEnviron(environ, known)...)...)
+}
+
+// doubleDashes gives every long name the two dashes that pflag wants. Values that begin with a dash stay what they
+// are, and so do names of one letter.
+func (i *invocation) doubleDashes(args []string) []string {
+	out := make([]string, 0, len(args))
+	for n := 0; n < len(args); n++ {
+		name := strings.TrimPrefix(strings.TrimPrefix(args[n], "-"), "-")
+		if name == "" || name == args[n] { // "-", "--", or no flag
+			if args[n] == "--" {
+				return append(out, args[n:]...)
+			}
+			out = append(out, args[n])
+			continue
+		}
+		key, _, inOne := strings.Cut(name, "=")
+		flag, dashes := i.all.Lookup(key), "--"
+		if len(key) == 1 {
+			if short := i.all.ShorthandLookup(key); short != nil {
+				flag, dashes = short, "-"
+			}
+		}
+		out = append(out, dashes+name)
+		if flag != nil && flag.NoOptDefVal == "" && !inOne && n+1 < len(args) {
+			n++
+			out = append(out, args[n])
+		}
+	}
+	return out
 }
 
 // parseEnviron sets every flag that was not given from its twin, if that is set and not empty.

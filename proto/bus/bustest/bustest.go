@@ -8,11 +8,16 @@
 package bustest
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -154,6 +159,8 @@ type Servers struct {
 	es    []*embedded.Server
 	urls  []string
 	conns int
+
+	configs []embedded.Config
 }
 
 // Cluster starts n servers that form one JetStream cluster, ready to make
@@ -181,7 +188,7 @@ func Cluster(t testing.TB, n int) *Servers {
 			t.Fatal(err)
 		}
 		t.Cleanup(es.Shutdown)
-		s.es = append(s.es, es)
+		s.es, s.configs = append(s.es, es), append(s.configs, cfg)
 		s.urls = append(s.urls, "nats://"+clients[i])
 	}
 	var wg sync.WaitGroup
@@ -233,6 +240,69 @@ func (s *Servers) Start(i int) {
 	s.t.Helper()
 	s.start(i)
 	s.Settled()
+}
+
+// serverEnv tells a test binary to be a server of a cluster: its configuration.
+const serverEnv = "HEAPSTREAM_BUSTEST_SERVER"
+
+// Main is the first that TestMain calls where a test uses Servers.Apart: it makes the process that Apart started the server.
+// In all others it returns at once.
+func Main() {
+	conf := os.Getenv(serverEnv)
+	if conf == "" {
+		return
+	}
+	fail := func(err error) {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	var cfg embedded.Config
+	if err := json.Unmarshal([]byte(conf), &cfg); err != nil {
+		fail(err)
+	}
+	es, err := embedded.New(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		fail(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), Timeout)
+	defer cancel()
+	if err := es.Start(ctx); err != nil {
+		fail(err)
+	}
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the test is gone
+	os.Exit(0)
+}
+
+// Apart moves a server to a process of its own, and blocks until it is back. kill ends that without a chance to say
+// goodbye to anybody, as Kill cannot: a server that shuts down tells the readers of its consumers. The server cannot be
+// started again, and is killed when the test ends.
+func (s *Servers) Apart(i int) (kill func()) {
+	s.t.Helper()
+	conf, err := json.Marshal(s.configs[i])
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.Kill(i)
+	cmd := exec.Command(os.Args[0]) //nolint:gosec // ourselves
+	cmd.Env = append(os.Environ(), serverEnv+"="+string(conf))
+	cmd.Stderr = os.Stderr
+	stdin, inErr := cmd.StdinPipe()
+	stdout, outErr := cmd.StdoutPipe()
+	if err := errors.Join(inErr, outErr, cmd.Start()); err != nil {
+		s.t.Fatal(err)
+	}
+	kill = sync.OnceFunc(func() {
+		_ = cmd.Process.Kill()
+		_ = stdin.Close()
+		_ = cmd.Wait() // says that it was killed
+	})
+	s.t.Cleanup(kill)
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
+		s.t.Fatalf("server %d does not start in a process of its own: %q %v", i, line, err)
+	}
+	s.Settled()
+	return kill
 }
 
 // Len is the number of servers.
