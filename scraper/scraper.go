@@ -536,19 +536,23 @@ func (s *Scraper) convert(sending context.Context, t *target, n *node.Node, tick
 
 // kubelet is where to reach a node's kubelet; n is nil while the API server has not told.
 func (s *Scraper) kubelet(name string, n *node.Node) kubelet.Target {
+	return s.cfg.target(s.source, name, n)
+}
+
+func (c *Config) target(source Source, name string, n *node.Node) kubelet.Target {
 	t := kubelet.Target{Node: name}
 	told := 0
 	if n != nil {
 		t.Host, told = n.Address, int(n.Port)
 	}
-	if s.cfg.Role == RoleNode {
-		if s.cfg.Kubelet.Address != "" {
-			t.Host = s.cfg.Kubelet.Address
+	if c.Role == RoleNode {
+		if c.Kubelet.Address != "" {
+			t.Host = c.Kubelet.Address
 		} else if n == nil {
 			t.Host = "127.0.0.1" // the kubelet is on this machine, or the API server will tell where
 		}
 	}
-	t.Port, t.HTTPS = s.cfg.port(s.source, told)
+	t.Port, t.HTTPS = c.port(source, told)
 	return t
 }
 

@@ -100,34 +100,37 @@ func (e *Events) Run(ctx context.Context) error {
 		}
 	}
 	for ctx.Err() == nil {
-		if err := e.lead(ctx); err != nil && ctx.Err() == nil {
+		switch err := e.lead(ctx); {
+		case err == nil || ctx.Err() != nil:
+		case errors.Is(err, bus.ErrStreamMissing): // whoever installs all at once starts us before it is made
+			e.deps.Log.Warn("the bus has no stream of events yet, trying again", "cluster", e.cfg.Cluster, "err", err)
+			e.is(err)
+			pause := time.NewTimer(retryStream)
+			select {
+			case <-pause.C:
+			case <-ctx.Done():
+			}
+			pause.Stop()
+		default:
 			return fmt.Errorf("publish events of cluster %q: %w", e.cfg.Cluster, err)
 		}
 	}
 	return nil
 }
 
+// retryStream is the pause before a stream that is not there is looked for again.
+const retryStream = 5 * time.Second
+
 // lead holds the lease and publishes until it is lost (nil) or ctx ends.
 func (e *Events) lead(ctx context.Context) error {
-	key := bus.EventsLease(e.cfg.Cluster)
-	lease, err := e.deps.Bus.TryHold(ctx, key, e.cfg.Owner)
-	if errors.Is(err, bus.ErrHeld) {
+	return e.deps.Bus.Lead(ctx, bus.EventsLease(e.cfg.Cluster), e.cfg.Owner, func(held error) {
 		e.is(nil)
-		e.deps.Log.Info("another publishes events, standing by", "cluster", e.cfg.Cluster, "err", err)
-		lease, err = e.deps.Bus.Hold(ctx, key, e.cfg.Owner)
-	}
-	if err != nil {
-		return err
-	}
-	defer func() {
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		defer cancel()
-		if err := lease.Release(stop); err != nil {
-			e.deps.Log.Warn("lease runs out by itself", "err", err)
-		}
-	}()
-	held, cancel := lease.Context(ctx)
-	defer cancel()
+		e.deps.Log.Info("another publishes events, standing by", "cluster", e.cfg.Cluster, "err", held)
+	}, e.publishWhile)
+}
+
+// publishWhile publishes until held, the context of the lease, ends.
+func (e *Events) publishWhile(held context.Context) error {
 	e.deps.Log.Info("publishing events", "cluster", e.cfg.Cluster)
 	e.deps.Telemetry.leading(true)
 	defer e.deps.Telemetry.leading(false)

@@ -19,9 +19,9 @@ import (
 	"github.com/heapstream/heapstream/scraper/kube"
 )
 
-// Repeat is how often each inventory is published though it has not changed: SAMPLES forgets, and
-// a reader that starts anew needs one.
-const Repeat = 5 * time.Minute
+// Repeat is how often each inventory is published though it has not changed: SAMPLES forgets, a reader that starts anew
+// needs one, and where the stream was made anew there is none until then.
+const Repeat = time.Minute
 
 // Config is what an operator may choose.
 type Config struct {
@@ -153,19 +153,40 @@ func (v *Inventory) Run(ctx context.Context) error {
 	mirrors.Go(func() { v.replicaSets.Run(ctx) })
 	mirrors.Go(func() { v.jobs.Run(ctx) })
 
-	if err := v.register(ctx); err != nil {
-		if ctx.Err() != nil {
-			return nil
+	for err := v.register(ctx); err != nil; err = v.register(ctx) {
+		if !v.unprovisioned(ctx, err) {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
 		}
-		return err
 	}
 	close(v.registered)
 	for ctx.Err() == nil {
-		if err := v.lead(ctx); err != nil && ctx.Err() == nil {
+		if err := v.lead(ctx); err != nil && !v.unprovisioned(ctx, err) && ctx.Err() == nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// retryStream is the pause before a stream that is not there is looked for again.
+const retryStream = time.Second
+
+// unprovisioned reports, after a pause, that err is of a stream that is still to be made: whoever installs all at once starts us
+// before that.
+func (v *Inventory) unprovisioned(ctx context.Context, err error) bool {
+	if !errors.Is(err, bus.ErrStreamMissing) {
+		return false
+	}
+	v.mu.Lock()
+	told := errors.Is(v.state, bus.ErrStreamMissing)
+	v.state = err
+	v.mu.Unlock()
+	if !told {
+		v.deps.Log.Warn("the bus has no streams yet, trying again", "cluster", v.cfg.Cluster, "err", err)
+	}
+	return sleep(ctx, retryStream) == nil
 }
 
 // register enters the cluster under its name, with the UID of kube-system.
@@ -206,25 +227,14 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // lead holds the lease and publishes until it is lost (nil) or ctx ends.
 func (v *Inventory) lead(ctx context.Context) error {
-	key := bus.InventoryLease(v.cfg.Cluster)
-	lease, err := v.deps.Bus.TryHold(ctx, key, v.cfg.Owner)
-	if errors.Is(err, bus.ErrHeld) {
+	return v.deps.Bus.Lead(ctx, bus.InventoryLease(v.cfg.Cluster), v.cfg.Owner, func(held error) {
 		v.is(nil)
-		v.deps.Log.Info("another publishes the inventory, standing by", "cluster", v.cfg.Cluster, "err", err)
-		lease, err = v.deps.Bus.Hold(ctx, key, v.cfg.Owner)
-	}
-	if err != nil {
-		return err
-	}
-	defer func() {
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		defer cancel()
-		if err := lease.Release(stop); err != nil {
-			v.deps.Log.Warn("lease runs out by itself", "err", err)
-		}
-	}()
-	held, cancel := lease.Context(ctx)
-	defer cancel()
+		v.deps.Log.Info("another publishes the inventory, standing by", "cluster", v.cfg.Cluster, "err", held)
+	}, v.publishWhile)
+}
+
+// publishWhile publishes until held, the context of the lease, ends.
+func (v *Inventory) publishWhile(held context.Context) error {
 	v.deps.Log.Info("publishing the inventory", "cluster", v.cfg.Cluster)
 	v.deps.Telemetry.leading(true)
 	defer v.deps.Telemetry.leading(false)
