@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -417,6 +418,40 @@ func TestStandbyGoesOnWhereTheOwnerStopped(t *testing.T) {
 		for _, stop := range stops {
 			stop()
 		}
+	})
+}
+
+// What nobody can read, last on the subjects of a node, a namespace and the totals, keeps nobody from taking the cluster.
+func TestUnreadableRollupsStopNobody(t *testing.T) {
+	s := bustest.Start(t)
+	conn := s.Conn(t)
+	bustest.Provision(t, conn, testCluster)
+	f := newFeed(t, conn, 2)
+	f.inventory(200 * time.Millisecond) // nobody knows any more that a tick was closed
+	f.rounds(3)
+	subjects := []string{bus.NodeRollupSubject(testCluster, "n1"), bus.NamespaceRollupSubject(testCluster, "ns0"), bus.TotalsSubject(testCluster)}
+	for _, subject := range subjects {
+		f.publish(subject, []byte("of a later version"), nil)
+	}
+	own(t, s.Conn(t), "owner")
+	f.rounds(1)
+	eventually(t, "a tick is closed", func() bool {
+		d, _, err := conn.LastOn(t.Context(), bus.RollupsStream(testCluster), bus.TotalsSubject(testCluster))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &proto.Rollup{}
+		return proto.NewDecoder().RollupHeader(d.Data, r) == nil && r.Tick >= f.tick.Add(-1, feedResolution)
+	})
+	eventually(t, "all are in DEAD", func() bool {
+		found := map[string]bool{}
+		for l, err := range conn.Letters(t.Context(), "aggregator."+testCluster) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			found[l.Subject] = true
+		}
+		return !slices.ContainsFunc(subjects, func(s string) bool { return !found[s] })
 	})
 }
 

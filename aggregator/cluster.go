@@ -83,7 +83,8 @@ func (c *cluster) caughtUp(began time.Time) {
 }
 
 // resume reads what is out and prepares the machine; it returns the sequence to read SAMPLES from, 0 for
-// the oldest, and whether some of what is needed is lost.
+// the oldest, and whether some of what is needed is lost. What is out and cannot be read, such as what a
+// later version wrote, counts as not out: it is written again, under the same id.
 func (c *cluster) resume(ctx context.Context) (from uint64, gap bool, err error) {
 	var p past
 	stream := bus.RollupsStream(c.name)
@@ -94,11 +95,12 @@ func (c *cluster) resume(ctx context.Context) (from uint64, gap bool, err error)
 	}
 	if ok {
 		if err := dec.RollupHeader(last.Data, head); err != nil {
-			return 0, false, fmt.Errorf("read last totals, sequence %d of %s: %w", last.Seq, stream, err)
+			c.dead(last, fmt.Errorf("last totals cannot be read, all samples are read again: %w", err))
+		} else {
+			t := &head.Totals
+			p.tick, p.resolution, p.seq = head.Tick, int64(head.Resolution), head.Seq
+			p.resume, p.inventory, p.stream, p.jumpEnd = t.ResumeSeq, t.InventorySeq, t.StreamTime, t.JumpEnd
 		}
-		t := &head.Totals
-		p.tick, p.resolution, p.seq = head.Tick, int64(head.Resolution), head.Seq
-		p.resume, p.inventory, p.stream, p.jumpEnd = t.ResumeSeq, t.InventorySeq, t.StreamTime, t.JumpEnd
 	}
 	if p.nodes, err = c.last(ctx, dec, bus.NodeRollupFilter(c.name)); err != nil {
 		return 0, false, err
@@ -154,7 +156,8 @@ func (c *cluster) last(ctx context.Context, dec *proto.Decoder, filter string) (
 			return nil, err
 		}
 		if err := dec.RollupHeader(d.Data, head); err != nil {
-			return nil, fmt.Errorf("read rollup, sequence %d of %s: %w", d.Seq, bus.RollupsStream(c.name), err)
+			c.dead(d, fmt.Errorf("last rollup cannot be read: %w", err))
+			continue
 		}
 		list[head.Name] = out{head.Seq, head.Tick}
 	}

@@ -52,7 +52,7 @@ func newTelemetry(reg prometheus.Registerer, now func() time.Time) (*telemetry, 
 	}
 	t := &telemetry{
 		batches:  counter("batches_total", "Batches read, by what became of them: taken, late, or refused as ahead, too-old, not-newer.", "cluster", "verdict"),
-		dead:     counter("dead_total", "Messages of SAMPLES that could not be used and went to DEAD.", "cluster"),
+		dead:     counter("dead_total", "Messages of SAMPLES, and last ones of ROLLUPS, that could not be used and went to DEAD.", "cluster"),
 		unsaved:  prometheus.NewCounter(prometheus.CounterOpts{Name: ns + "dead_unsaved_total", Help: "Of those, the ones that could not be stored in DEAD."}),
 		gaps:     counter("gaps_total", "Times that messages had left SAMPLES before they were read.", "cluster"),
 		ticks:    counter("ticks_closed_total", "Ticks closed.", "cluster"),

@@ -57,9 +57,11 @@ type Ownership struct {
 	members  map[string]member    // by id
 	clusters map[string]bool      // registered, or asked for
 	free     map[string]time.Time // since when a cluster's lease has been free; absent: held
+	holder   map[string]string    // of a cluster's lease, as far as it was seen
 	state    map[string]State
 	runs     map[string]context.CancelFunc
 	wg       sync.WaitGroup
+	missing  sync.Once // that there are no buckets is told once
 }
 
 // member is what a heartbeat says.
@@ -78,7 +80,7 @@ type State uint8
 // The states.
 const (
 	StandsBy State = iota // another owns it, or is to
-	Contends              // it is our share and not ours yet
+	Contends              // it is our share, and nobody's yet
 	Owns
 )
 
@@ -94,16 +96,20 @@ func New(conn *bus.Conn, cfg Config, log *slog.Logger, work Work) (*Ownership, e
 	}
 	return &Ownership{bus: conn, cfg: cfg, log: log, work: work, changed: make(chan struct{}),
 		members: map[string]member{}, clusters: map[string]bool{}, free: map[string]time.Time{},
-		state: map[string]State{}, runs: map[string]context.CancelFunc{}}, nil
+		holder: map[string]string{}, state: map[string]State{}, runs: map[string]context.CancelFunc{}}, nil
 }
 
 // States says how this process stands to every cluster it knows; false until what is on the bus has been
-// read. It does not block.
+// read. Where another holds the lease of what is our share, such as of an orphan that it took while we were
+// not there yet, we stand by: it may keep it for as long as the members stay. It does not block.
 func (o *Ownership) States() (map[string]State, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	out := make(map[string]State, len(o.state))
 	for c, s := range o.state {
+		if holder := o.holder[c]; s == Contends && holder != "" && holder != o.cfg.ID {
+			s = StandsBy
+		}
 		out[c] = s
 	}
 	return out, o.settled == [3]bool{true, true, true}
@@ -122,7 +128,11 @@ func (o *Ownership) Run(ctx context.Context) error {
 	beating, quiet := context.WithCancel(context.WithoutCancel(ctx))
 	var beats sync.WaitGroup
 	beats.Go(func() {
-		if err := o.bus.Heartbeat(beating, bus.MemberLease(o.cfg.ID), string(beat)); err != nil {
+		err := o.bus.Heartbeat(beating, bus.MemberLease(o.cfg.ID), string(beat))
+		for o.unprovisioned(beating, err) {
+			err = o.bus.Heartbeat(beating, bus.MemberLease(o.cfg.ID), string(beat))
+		}
+		if err != nil {
 			cancel(err)
 		}
 	})
@@ -136,7 +146,10 @@ func (o *Ownership) Run(ctx context.Context) error {
 				if ctx.Err() != nil {
 					return
 				}
-				if !errors.Is(err, bus.ErrStreamRenewed) { // the bucket was made anew: read it again
+				if !errors.Is(err, bus.ErrStreamRenewed) && !o.unprovisioned(ctx, err) { // made anew, or late: read it again
+					if ctx.Err() != nil {
+						return
+					}
 					cancel(err)
 					return
 				}
@@ -150,6 +163,17 @@ func (o *Ownership) Run(ctx context.Context) error {
 		return cause
 	}
 	return nil
+}
+
+// unprovisioned reports, after a pause, that err is of a bucket that is still to be made: whoever installs all at once starts us
+// before that.
+func (o *Ownership) unprovisioned(ctx context.Context, err error) bool {
+	if !errors.Is(err, bus.ErrStreamMissing) {
+		return false
+	}
+	o.missing.Do(func() { o.log.Warn("the bus has no buckets yet, trying again", "err", err) })
+	wait(ctx, retryAfter, nil)
+	return ctx.Err() == nil
 }
 
 // update alters the state under its lock and wakes those who wait for a change of it.
@@ -222,11 +246,13 @@ func (o *Ownership) watchLeases(ctx context.Context) error {
 		}
 		o.mu.Lock()
 		_, free := o.free[cluster]
+		same := free == s.Gone && o.holder[cluster] == s.Owner
 		o.mu.Unlock()
-		if free == s.Gone {
+		if same {
 			continue // a renewal
 		}
 		o.update(func() {
+			o.holder[cluster] = s.Owner // nobody where gone
 			if s.Gone {
 				o.free[cluster] = time.Now()
 			} else {

@@ -3,6 +3,7 @@ package ownership
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -187,6 +188,95 @@ func TestOrphansAreTaken(t *testing.T) {
 	check("free for long", orphan)
 	o.members["x"] = member{"a", []string{"another"}}
 	check("the other may not", share)
+}
+
+// Who contends for what another holds and may keep is a standby, as ready as any; it takes over when that is gone.
+func TestStandsByWhileAnotherHoldsItsShare(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	bustest.Provision(t, s.Conn(t), "c")
+	ctx, cancel := context.WithTimeout(t.Context(), bustest.Timeout)
+	defer cancel()
+	other, err := s.Conn(t).Hold(ctx, bus.AggregatorLease("c"), "other") // which is no member any more, or took it as an orphan
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := New(s.Conn(t), Config{ID: "me", Clusters: []string{"c"}}, bustest.Logger(t), func(ctx context.Context, _ string, _ *bus.Ownership) error {
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	running, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := o.Run(running); err != nil {
+			t.Error(err)
+		}
+	})
+	defer wg.Wait()
+	defer stop()
+	until := func(what string, holds func(states map[string]State, contends bool) bool) {
+		t.Helper()
+		for {
+			states, known := o.States()
+			o.mu.Lock()
+			contends, changed := o.state["c"] == Contends, o.changed
+			o.mu.Unlock()
+			if known && holds(states, contends) {
+				return
+			}
+			select {
+			case <-changed:
+			case <-time.After(10 * time.Millisecond): // a state that is set wakes nobody
+			case <-ctx.Done():
+				t.Fatalf("%s: states are %v, contends %t", what, states, contends)
+			}
+		}
+	}
+	until("stands by", func(states map[string]State, contends bool) bool { return contends && states["c"] == StandsBy })
+	if err := other.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	until("owns", func(states map[string]State, _ bool) bool { return states["c"] == Owns })
+}
+
+// A member that is started before the streams are made waits for them.
+func TestOwnsWhatIsProvisionedLater(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	owns := make(chan struct{})
+	o, err := New(s.Conn(t), Config{ID: "me"}, bustest.Logger(t), func(ctx context.Context, _ string, _ *bus.Ownership) error {
+		close(owns)
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), bustest.Timeout)
+	defer cancel()
+	running, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- o.Run(running) }()
+	provisioner := s.Conn(t)
+	if _, err := provisioner.StreamState(ctx, "KV_"+bus.ClustersBucket); !errors.Is(err, bus.ErrStreamMissing) {
+		t.Fatalf("streams are there: %v", err)
+	}
+	bustest.Provision(t, provisioner, "c")
+	if err := provisioner.Register(ctx, "c", bus.ClusterInfo{UID: "u", Resolution: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-owns:
+	case err := <-ended:
+		t.Fatalf("it ended: %v", err)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }
 
 // What a heartbeat says survives its way; nonsense is no member.
