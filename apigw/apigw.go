@@ -23,6 +23,7 @@ import (
 
 	"github.com/heapstream/heapstream/apigw/auth"
 	"github.com/heapstream/heapstream/apigw/customapi"
+	"github.com/heapstream/heapstream/apigw/exposition"
 	"github.com/heapstream/heapstream/apigw/historyapi"
 	"github.com/heapstream/heapstream/apigw/labels"
 	"github.com/heapstream/heapstream/apigw/modelapi"
@@ -88,7 +89,7 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 		return nil, err
 	}
 	model, err := modelapi.New(modelapi.Config{Cluster: cfg.Cluster, DisableExport: cfg.NoExport, NoPast: cfg.NoPast}, modelapi.Deps{
-		History: history, Now: deps.Now,
+		History: history, Cluster: exposition.New(cfg.Labels.Format()), Now: deps.Now,
 		View: g.view, Log: deps.Log, Labels: labels.NewCache(cfg.Labels.Format()), Registry: deps.Registry,
 	})
 	if err != nil {

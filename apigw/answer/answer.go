@@ -167,12 +167,22 @@ func (o outside) Write(b []byte) (int, error) {
 }
 
 // Stream answers 200 with the JSON that write appends to the stream it is given. Streams take turns.
-func (q *Request) Stream(write func(s *Stream)) { q.Work(func() { q.stream(write) }) }
+func (q *Request) Stream(write func(s *Stream)) { q.Work(func() { q.stream(headerJSON, write) }) }
 
-func (q *Request) stream(write func(s *Stream)) {
+// StreamAs is Stream for another type, and for what must be known before it can be said that there is an answer:
+// prepare is called within the turn, and answers by itself where it returns false.
+func (q *Request) StreamAs(contentType string, prepare func() bool, write func(s *Stream)) {
+	q.Work(func() {
+		if prepare() {
+			q.stream([]string{contentType}, write)
+		}
+	})
+}
+
+func (q *Request) stream(contentType []string, write func(s *Stream)) {
 	q.Status = http.StatusOK
 	h := q.W.Header()
-	h["Content-Type"] = headerJSON
+	h["Content-Type"] = contentType
 	s := Stream{w: outside{q.W}}
 	if encoding := q.encoding(); encoding != nil {
 		h["Content-Encoding"] = encoding

@@ -32,6 +32,7 @@ type Deps struct {
 	Labels   *labels.Cache         // joins labels; nil means as Heapster by default
 	Registry prometheus.Registerer // nil: telemetry is kept to itself
 	History  History               // nil: there is no historical API
+	Cluster  Metrics               // nil: there is no /metrics/cluster
 	Now      func() time.Time      // nil means time.Now
 }
 
@@ -40,6 +41,12 @@ type History interface {
 	// Serve answers q, whose path below the root is rest ("" or beginning with a slash), of a cluster. It names
 	// the handler in q.
 	Serve(q *answer.Request, c *view.Cluster, rest string)
+}
+
+// Metrics answers /metrics/cluster.
+type Metrics interface {
+	// Serve answers q of a cluster. It names the handler in q.
+	Serve(q *answer.Request, c *view.Cluster)
 }
 
 // API answers the paths of this package.
@@ -76,6 +83,7 @@ const (
 	modelRoot    = "/api/v1/model"
 	historyRoot  = "/api/v1/historical"
 	clustersRoot = "/clusters"
+	metricsPath  = "/metrics/cluster"
 
 	textNoPast = "404: Page Not Found: this gateway does not remember the recent past, since it was started with --disable_metric_sink"
 )
@@ -116,6 +124,8 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case rest == "/healthz/healthz":
 		q.Handler = "healthz"
 		q.healthzOne()
+	case rest == metricsPath && a.deps.Cluster != nil:
+		a.deps.Cluster.Serve(&q.Request, c)
 	case rest == exportRoot || rest == exportRoot+"/":
 		q.Do("metricExport", q.export)
 	case rest == schemaPath || rest == schemaPath+"/":

@@ -160,6 +160,7 @@ func (v *View) fill(ctx context.Context, c *Cluster) error {
 	f := feeder{v: v, c: c, dec: proto.NewDecoder()}
 
 	c.seed()
+	seeded := uint64(0) // the newest message among them: the past ends there, and not where the stream stood before
 	for _, filter := range []string{bus.NodeRollupFilter(c.name), bus.NamespaceRollupFilter(c.name), bus.TotalsSubject(c.name)} {
 		_, last, err := v.deps.Bus.LastPerSubject(ctx, stream, filter)
 		if err != nil {
@@ -171,6 +172,7 @@ func (v *View) fill(ctx context.Context, c *Cluster) error {
 			}
 			if d.Time.After(oldest) {
 				f.take(ctx, d, false)
+				seeded = max(seeded, d.Seq)
 			}
 		}
 	}
@@ -183,7 +185,7 @@ func (v *View) fill(ctx context.Context, c *Cluster) error {
 		c.filled.Store(true)
 		v.deps.Log.Info("window is filled", "cluster", c.name, "took", v.deps.Now().Sub(began))
 	}
-	if state.LastSeq == 0 || state.Last.Before(oldest) {
+	if seeded == 0 {
 		filled()
 	}
 	for d, err := range v.deps.Bus.Replay(ctx, bus.ReplayConfig{Stream: stream, Subjects: bus.RollupFilters(c.name), FromTime: oldest}) {
@@ -195,7 +197,7 @@ func (v *View) fill(ctx context.Context, c *Cluster) error {
 			v.deps.Log.Warn("messages left the stream before they were read", "cluster", c.name, "seq", d.Seq, "lost", d.Gap)
 		}
 		f.take(ctx, d, c.filled.Load() && d.Pending == 0)
-		if !c.filled.Load() && (d.Pending == 0 || d.Seq >= state.LastSeq) {
+		if !c.filled.Load() && d.Seq >= seeded {
 			filled()
 		}
 	}

@@ -177,3 +177,38 @@ func TestRegisteredClustersComeAndGo(t *testing.T) {
 	}
 	eventually(t, "the removed cluster is gone", func() bool { _, ok := v.Cluster("d"); return !ok })
 }
+
+// What comes between the look at the stream and the last rollups is newer than where the past was thought to end: a view
+// that begins at such a moment has all of the past nevertheless.
+func TestViewHasAllOfThePastWhereverItBegins(t *testing.T) {
+	server := bustest.Start(t)
+	conn := server.Conn(t)
+	bustest.Provision(t, conn, "c")
+	const past, meanwhile = 5, 45
+	first := proto.TickAt(time.Now(), resolution).Add(-past-meanwhile, resolution)
+	tick := func(i int) { publish(t, conn, liveNode("n1", first.Add(i, resolution))) }
+	for i := range past {
+		tick(i)
+	}
+	var views []*View
+	for i := range meanwhile {
+		if i%3 == 0 {
+			views = append(views, running(t, server.Conn(t), Config{Own: "c"}))
+		}
+		tick(past + i)
+	}
+	e := window.Entity{Kind: proto.KindContainer, Namespace: "ns", Pod: "pod-of-n1", Name: "a"}
+	for i, v := range views {
+		c, _ := v.Cluster("c")
+		eventually(t, "the window is filled", c.Filled)
+		got := 0
+		eventually(t, fmt.Sprintf("view %d has the newest tick", i), func() bool {
+			s := c.Series(nil, e, "memory/working_set", time.Time{}, endless)
+			got = len(s)
+			return got > 0 && c.Newest() == first.Add(past+meanwhile-1, resolution)
+		})
+		if got != past+meanwhile {
+			t.Errorf("view %d has %d points, want %d", i, got, past+meanwhile)
+		}
+	}
+}

@@ -22,6 +22,9 @@ type grid struct {
 	values  []int64       // column x stride + slot
 	present []uint64      // column x words + slot/64
 
+	stamps []int32            // of the newest tick of a node: see stamp
+	held   map[heldCell]int64 // of the newest tick of a node: see hold
+
 	fresh []bool         // slots made at this tick: nothing older refers to their cells
 	index map[rowKey]int // made when a row is not where it was, dropped after
 }
@@ -202,6 +205,7 @@ func (g *grid) step(w *workspace, sec section, values *proto.Columns, out []byte
 			w.rows[row>>6] |= 1 << (row & 63)
 		}
 	}
+	g.prune(rowOf, values)
 	touched := [4]uint64{}
 	next := 0 // tables have their columns in one order: here is where the next one is likely to be
 	for i := range values.All() {
@@ -218,11 +222,11 @@ func (g *grid) step(w *workspace, sec section, values *proto.Columns, out []byte
 		}
 		next = c + 1
 		touched[c>>6] |= 1 << (c & 63)
-		g.stepColumn(w, c, col, rowOf, size)
+		g.stepColumn(w, c, col, standing(values, col.Field), rowOf, size)
 	}
 	for c := range g.fields {
 		if touched[c>>6]&(1<<(c&63)) == 0 {
-			g.stepColumn(w, c, nil, rowOf, size)
+			g.stepColumn(w, c, nil, nil, rowOf, size)
 		}
 	}
 	if len(w.dir) == 0 {
@@ -281,7 +285,7 @@ func (g *grid) columnFor(col *proto.Column, rows []uint64) int {
 	return -1
 }
 
-func (g *grid) stepColumn(w *workspace, c int, col *proto.Column, rowOf []int32, size int) {
+func (g *grid) stepColumn(w *workspace, c int, col, stale *proto.Column, rowOf []int32, size int) {
 	words := g.words()
 	values := g.values[c*g.stride : c*g.stride+len(g.names)]
 	present := g.present[c*words : (c+1)*words]
@@ -309,6 +313,9 @@ func (g *grid) stepColumn(w *workspace, c int, col *proto.Column, rowOf []int32,
 			continue
 		}
 		d := old - v
+		if d != 0 && stale != nil && stale.Present.Has(int(row)) && w.present[slot>>6]&(1<<(slot&63)) != 0 {
+			g.hold(c, slot, old)
+		}
 		w.diff[slot] = d
 		all |= zigzag(d)
 	}

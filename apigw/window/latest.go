@@ -45,7 +45,7 @@ func (w *Window) Latest(dst []Reading, e Entity, m *proto.Metric) []Reading {
 
 func (t *track) latest(dst []Reading, at ref, m *proto.Metric) []Reading {
 	if m.Device == 0 {
-		if r, ok := t.reading(at.sec, int(at.slot), m); ok {
+		if r, ok := t.reading(at.sec, int(at.slot), m, false); ok {
 			dst = append(dst, r)
 		}
 		return dst
@@ -59,7 +59,7 @@ func (t *track) latest(dst []Reading, at ref, m *proto.Metric) []Reading {
 		if owner != at.owner() {
 			continue
 		}
-		if r, ok := t.reading(sec, slot, m); ok {
+		if r, ok := t.reading(sec, slot, m, false); ok {
 			r.Device = g.device(slot, m.Device)
 			dst = append(dst, r)
 		}
@@ -67,8 +67,8 @@ func (t *track) latest(dst []Reading, at ref, m *proto.Metric) []Reading {
 	return dst
 }
 
-// reading computes a metric of one row at the newest tick.
-func (t *track) reading(sec section, slot int, m *proto.Metric) (r Reading, ok bool) {
+// reading computes a metric of one row at the newest tick, or, where it is asked for, when its sample was new.
+func (t *track) reading(sec section, slot int, m *proto.Metric, atSample bool) (r Reading, ok bool) {
 	g, p := t.grids[sec], planOf(m)
 	last := &t.records[len(t.records)-1]
 	at := func(f proto.Field) cell {
@@ -82,6 +82,9 @@ func (t *track) reading(sec section, slot int, m *proto.Metric) (r Reading, ok b
 	cells := buf[:0]
 	for _, f := range p.fields {
 		cells = append(cells, at(f))
+	}
+	if atSample {
+		g.atSample(m, slot, cells)
 	}
 	if r.Value, r.StandsIn, ok = p.value(cells, last.scraped); !ok {
 		return r, false

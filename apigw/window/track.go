@@ -193,6 +193,7 @@ func (t *track) append(w *workspace, a *arena, r *proto.Rollup) {
 		t.records = slices.Grow(t.records, 8)
 	}
 	t.records = append(t.records, record{tick: r.Tick, scraped: r.Scraped})
+	t.stamp(r)
 }
 
 // place finds the slots of all rows of r, making those that are missing.
