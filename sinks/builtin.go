@@ -17,8 +17,12 @@ import (
 	"github.com/heapstream/heapstream/sinks/kafka"
 	"github.com/heapstream/heapstream/sinks/librato"
 	"github.com/heapstream/heapstream/sinks/log"
+	"github.com/heapstream/heapstream/sinks/nats"
 	"github.com/heapstream/heapstream/sinks/opentsdb"
+	"github.com/heapstream/heapstream/sinks/otlp"
+	"github.com/heapstream/heapstream/sinks/prometheus"
 	"github.com/heapstream/heapstream/sinks/riemann"
+	"github.com/heapstream/heapstream/sinks/s3"
 	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/stackdriver"
 	"github.com/heapstream/heapstream/sinks/statsd"
@@ -37,8 +41,12 @@ var kinds = map[string]sink.Kind{
 	"kafka":         kafka.Kind,
 	"librato":       librato.Kind,
 	"log":           log.Kind,
+	"nats":          nats.Kind,
 	"opentsdb":      opentsdb.Kind,
+	"prometheus":    prometheus.Kind,
+	"otlp":          otlp.Kind,
 	"riemann":       riemann.Kind,
+	"s3":            s3.Kind,
 	"stackdriver":   stackdriver.Kind,
 	"statsd":        statsd.Kind,
 	"wavefront":     wavefront.Kind,

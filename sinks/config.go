@@ -1,6 +1,7 @@
 package sinks
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +22,8 @@ type Config struct {
 	Timeout    time.Duration // of one write, where a sink's own option does not say
 
 	Labels proto.LabelConfig // how Kubernetes labels are written
+
+	eventFlag string // the flag of EventSinks where it is not --event-sink
 }
 
 // DefaultConfig is no sink, every cluster, labels as Heapster wrote them.
@@ -39,6 +42,17 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 func (c *Config) SinkFlags(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&c.Sinks, "sink", c.Sinks, "where to write to: `KEY[:URL[?option=value&…]]`, such as influxdb:http://host:8086; repeatable")
 	fs.StringArrayVar(&c.EventSinks, "event-sink", c.EventSinks, "where to write Kubernetes events to, in the same form; repeatable")
+	c.timeoutFlag(fs)
+}
+
+// EventSinkFlags registers the same for a program that writes events alone, whose sinks have the flag --sink.
+func (c *Config) EventSinkFlags(fs *pflag.FlagSet) {
+	c.eventFlag = "--sink"
+	fs.StringArrayVar(&c.EventSinks, "sink", c.EventSinks, "where to write events to: `KEY[:URL[?option=value&…]]`, such as log or influxdb:http://host:8086; repeatable")
+	c.timeoutFlag(fs)
+}
+
+func (c *Config) timeoutFlag(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.Timeout, "sink_export_data_timeout", c.Timeout, "how long one write to a sink may take before it is tried again")
 }
 
@@ -117,7 +131,7 @@ func (c *Config) parse() (all []configured, err error) {
 		errs = append(errs, read("--sink", value, false))
 	}
 	for _, value := range c.EventSinks {
-		errs = append(errs, read("--event-sink", value, true))
+		errs = append(errs, read(cmp.Or(c.eventFlag, "--event-sink"), value, true))
 	}
 	return all, errors.Join(errs...)
 }

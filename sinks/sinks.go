@@ -20,6 +20,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -36,6 +37,10 @@ type Deps struct {
 	Registry prometheus.Registerer // of this service alone, or shared with services of other names
 	Health   *daemon.Health        // nil for none
 	Out      io.Writer             // where the log sink writes; nil: to Log
+
+	// Wrote, where not nil, is told how long every write took, well or not, with the title of the sink's kind, by
+	// several goroutines: for telemetry under the names of another program.
+	Wrote func(title string, took time.Duration)
 }
 
 // Sinks runs the configured sinks.
@@ -69,7 +74,7 @@ func New(cfg Config, deps Deps) (*Sinks, error) {
 		w, err := worker.New(worker.Config{
 			Name: c.name(), Kind: c.kind, Target: c.target, Events: c.events, Clusters: cfg.Clusters, Owner: owner(),
 			SinkDeps: sink.Deps{Labels: cfg.Labels.Format(), Timeout: cfg.Timeout, Version: version, Out: deps.Out},
-		}, worker.Deps{Bus: deps.Bus, Log: deps.Log, Telemetry: telemetry})
+		}, worker.Deps{Bus: deps.Bus, Log: deps.Log, Telemetry: telemetry, Wrote: deps.Wrote})
 		if err != nil {
 			errs = append(errs, err)
 			continue

@@ -50,9 +50,10 @@ func TestConfigurationIsCheckedWhole(t *testing.T) {
 		return func(c *Config) { c.Sinks, c.EventSinks = values, values }
 	}
 	check(both("log"))
-	check(both("log", "influxdb:http://h:1", "kafka:?brokers=h:1", "elasticsearch:http://h:1", "riemann", "honeycomb:?writekey=k"))
+	check(both("log", "influxdb:http://h:1", "kafka:?brokers=h:1", "elasticsearch:http://h:1", "riemann", "honeycomb:?writekey=k",
+		"nats:nats://h", "otlp:http://h", "s3:http://h?bucket=heapstream&access_key=a&secret_key=s"))
 	check(func(c *Config) { c.EventSinks = []string{"gcl"} })
-	check(func(c *Config) { c.EventSinks = []string{"gcm"} }, "those that do are elasticsearch, gcl, honeycomb, influxdb, kafka, log, riemann")
+	check(func(c *Config) { c.EventSinks = []string{"gcm"} }, "those that do are elasticsearch, gcl, honeycomb, influxdb, kafka, log, nats, otlp, riemann, s3")
 	check(both("log:?name=x"), "two sinks of the name \"x\"")
 	check(func(c *Config) { c.EventSinks = []string{"log", "log"} }, "two sinks of the name \"events-log\"")
 	check(func(c *Config) { c.EventSinks = []string{"graphite", "log:?rename=a:b", "lgo"} },

@@ -10,8 +10,16 @@
 // Events are a document each, as eventer wrote them, in the index of the day on which they were seen last; up to
 // version 5 of the type events, and found by the alias <index>-events.
 //
+// With `data_stream=NAME` documents go to a data stream instead (Elasticsearch 7.9 and later, serverless too, and
+// OpenSearch): flat, with @timestamp and OpenTelemetry's names from the catalogue (proto), one for all samples of an entity,
+// or of a device, that have the same attributes. Metrics and events want streams of their own, such as
+// data_stream=metrics-kubernetes.heapstream-default and logs-kubernetes.events-default. The stream and an index
+// template of its name are made where they are not there; how long is kept, shards and copies are left to the operator, who
+// may make the template before. It is no time series data stream (TSDS): those take nothing that is older than two hours,
+// and OpenSearch has none. A document that is there already answers 409, which is success.
+//
 // The version is asked for unless `ver` tells it. `nodes` (repeatable) names several addresses: where one does
-// not answer, the next is taken. esUserName and esUserSecret log in; requests are signed for AWS where
+// not answer, the next is taken. esUserName and esUserSecret log in, or `api_key` or `api_key_file` (the encoded form; the file is read anew at each write); requests are signed for AWS where
 // AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_ACCESS_KEY, AWS_SECRET_KEY) are in the environment, with
 // the region from AWS_REGION, AWS_DEFAULT_REGION or the host's name. `pipeline` names an ingest pipeline. A
 // request has at most `batchsize` (1000) documents and 2 MiB.
@@ -19,7 +27,8 @@
 // An index is looked for once; what Heapster asked before every document is asked once a day.
 //
 // Guarantee: exactly once, by overwriting: a document's id is made of cluster, time, metric and tags, or of
-// cluster, UID and version of an event: each of its states is kept. Documents that Elasticsearch refuses for good are told apart by its answer; those it could not take at the moment are
+// cluster, UID and version of an event: each of its states is kept. In a data stream the first of an id stays; ids are
+// those of one backing index, so what is in doubt while the stream rolls over may come twice. Documents that Elasticsearch refuses for good are told apart by its answer; those it could not take at the moment are
 // sent again without the others.
 //
 // Not here: when to try again (worker), which samples there are (sink.View).
@@ -45,7 +54,7 @@ import (
 )
 
 // Kind is the sink elasticsearch.
-var Kind = sink.Kind{Key: "elasticsearch", Title: "ElasticSearch Sink", Guarantee: sink.OnceByOverwrite, Identity: []string{"nodes", "index"}, New: New, NewEvents: NewEvents}
+var Kind = sink.Kind{Key: "elasticsearch", Title: "ElasticSearch Sink", Guarantee: sink.OnceByOverwrite, Identity: []string{"nodes", "index", "data_stream"}, New: New, NewEvents: NewEvents}
 
 // maxBulk is how many bytes a request has at most, as Heapster's; a larger document goes alone.
 const maxBulk = 2 << 20
@@ -62,8 +71,10 @@ type elastic struct {
 
 	encode   func(m *sink.Message, i int)
 	enc      encoder
-	known    bool // the version
-	old      bool // before 5: no pipelines
+	stream   string                 // a data stream, which takes the place of indices
+	apiKey   func() (string, error) // "" for none
+	known    bool                   // the version
+	old      bool                   // before 5: no pipelines
 	pipeline string
 	ensured  map[string]bool // indices that are there
 	progress sink.Progress
@@ -80,6 +91,10 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	s := read(t, o, d, common.ClusterName)
 	s.enc.view = common.View
 	s.encode = func(m *sink.Message, i int) { s.enc.encode(m.Rollup, i) }
+	if s.stream != "" {
+		flat := newStreamEncoder(common.View, s.stream, common.ClusterName, &s.enc.docs)
+		s.encode = func(m *sink.Message, i int) { flat.encode(m.Rollup, i) }
+	}
 	return s.checked(o)
 }
 
@@ -88,9 +103,13 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	o := t.Options()
 	common := o.CommonEvents(d)
 	s := read(t, o, d, common.ClusterName)
+	event := s.enc.event
+	if s.stream != "" {
+		event = newStreamEncoder(sink.View{}, s.stream, common.ClusterName, &s.enc.docs).event
+	}
 	s.encode = func(m *sink.Message, i int) {
 		if common.Passes(m.Event) {
-			s.enc.event(m.Event, i)
+			event(m.Event, i)
 		}
 	}
 	return s.checked(o)
@@ -105,6 +124,14 @@ func read(t sink.Target, o *sink.Options, d sink.Deps, cluster string) *elastic 
 	s.enc = encoder{index: o.String("index", "heapster"), cluster: []proto.Label{{Key: proto.LabelClusterName, Value: cluster}}}
 	if !indexName.MatchString(s.enc.index) || len(s.enc.index) > 200 {
 		o.Complain("`index` flag is %q: want lower case, and none of \\ / * ? \" < > | space , # :", s.enc.index)
+	}
+	if s.stream = o.String("data_stream", ""); s.stream != "" {
+		if !indexName.MatchString(s.stream) || len(s.stream) > 200 {
+			o.Complain("`data_stream` flag is %q: want lower case, and none of \\ / * ? \" < > | space , # :", s.stream)
+		}
+		if o.Given("index") {
+			o.Complain("`index` and `data_stream` are both given: choose one")
+		}
 	}
 	nodes := o.All("nodes")
 	if len(nodes) == 0 && t.URL.Scheme != "" && t.URL.Host != "" {
@@ -129,12 +156,18 @@ func read(t sink.Target, o *sink.Options, d sink.Deps, cluster string) *elastic 
 	case user != "":
 		s.header.Set("Authorization", post.Basic(user, secret))
 	}
+	if s.apiKey = o.Fresh("api_key"); user != "" && (o.Given("api_key") || o.Given("api_key_file")) {
+		o.Complain("`esUserName` and `api_key` are both given: choose one")
+	}
 	if ver := o.Choice("ver", "auto", "2", "5", "6", "7", "8", "9"); ver != "auto" {
 		major, err := strconv.Atoi(ver)
 		if err != nil {
 			o.Complain("Unsupported ElasticSearch Client Version %s", ver)
 		}
 		s.setVersion(major)
+		if major < 7 && s.stream != "" {
+			o.Complain("`data_stream` needs Elasticsearch 7.9 or later, and `ver` is %s", ver)
+		}
 		if s.old && s.pipeline != "" {
 			o.Complain("`pipeline` needs Elasticsearch 5 or later, and `ver` is %s", ver)
 		}
@@ -226,12 +259,15 @@ func (s *elastic) Write(ctx context.Context, batch []sink.Message) error {
 	return s.progress.End(nil)
 }
 
-// result is what Elasticsearch says of one document.
+// result is what Elasticsearch says of one document, under the name of its action.
 type result struct {
-	Index struct {
-		Status int `json:"status"`
-		Error  any `json:"error"` // an object; a text before 2.0
-	} `json:"index"`
+	Index  outcome `json:"index"`
+	Create outcome `json:"create"`
+}
+
+type outcome struct {
+	Status int `json:"status"`
+	Error  any `json:"error"` // an object; a text before 2.0
 }
 
 // send writes some documents and settles those that Elasticsearch wrote or refused. Its error is the first
@@ -261,6 +297,9 @@ func (s *elastic) send(ctx context.Context, open []int) error {
 	var failed error
 	for n, i := range open {
 		item := &said.Items[n].Index
+		if s.stream != "" {
+			item = &said.Items[n].Create
+		}
 		reason := ""
 		if item.Status < 200 || item.Status > 299 {
 			reason = reasonOf(item.Error)
@@ -268,6 +307,8 @@ func (s *elastic) send(ctx context.Context, open []int) error {
 		switch {
 		case reason == "" && item.Status >= 200 && item.Status <= 299:
 			s.progress.Settle(i)
+		case item.Status == http.StatusConflict && s.stream != "":
+			s.progress.Settle(i) // it is there
 		case item.Status == http.StatusBadRequest || item.Status == http.StatusRequestEntityTooLarge:
 			d := &s.enc.docs.all[i]
 			s.progress.Refuse(i, sink.Refused{Message: d.message, Samples: d.samples, Part: string(s.enc.docs.bytes(i)), Reason: "refused by Elasticsearch: " + reason})
@@ -286,8 +327,17 @@ func (s *elastic) send(ctx context.Context, open []int) error {
 // do asks the node in use; where it does not answer, the next request goes to the next.
 func (s *elastic) do(ctx context.Context, method, path string, body []byte) (post.Answer, error) {
 	header := s.header
-	if body != nil {
+	key, err := s.apiKey()
+	if err != nil {
+		return post.Answer{}, fmt.Errorf("write to %s: %w", s.client.Who(), err)
+	}
+	if body != nil || key != "" {
 		header = s.header.Clone()
+	}
+	if key != "" {
+		header.Set("Authorization", "ApiKey "+key)
+	}
+	if body != nil {
 		header.Set("Content-Type", "application/json")
 		if strings.HasPrefix(path, "/_bulk") && !s.old {
 			header.Set("Content-Type", "application/x-ndjson")
@@ -301,7 +351,7 @@ func (s *elastic) do(ctx context.Context, method, path string, body []byte) (pos
 }
 
 func (s *elastic) failure(what string, a post.Answer) error {
-	return s.client.Failure(what, a, errorOf(a.Body), "`esUserName` and `esUserSecret`")
+	return s.client.Failure(what, a, errorOf(a.Body), "`esUserName` and `esUserSecret`, or `api_key`")
 }
 
 // errorOf is the error in an answer's body; "" where there is none.

@@ -38,7 +38,7 @@ var suite = sinktest.Suite{
 	LoginHint: "check `esUserName`",
 }
 
-func TestMain(m *testing.M) { suite.Main(m) }
+func TestMain(m *testing.M) { sinktest.Main(m, []*sinktest.Suite{&suite, &eventSuite}) }
 
 func TestContract(t *testing.T) { suite.Run(t) }
 

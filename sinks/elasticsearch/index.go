@@ -17,6 +17,9 @@ import (
 // ensure makes an index be there, with the mapping of metrics and events and the aliases of their families. It asks once;
 // a user that may not is told of in the log, and the index is left to Elasticsearch.
 func (s *elastic) ensure(ctx context.Context, index string) error {
+	if s.stream != "" {
+		return s.ensureStream(ctx, index)
+	}
 	if s.ensured[index] {
 		return nil
 	}
@@ -145,6 +148,9 @@ func (s *elastic) detect(ctx context.Context) error {
 	}
 	if said.Version.Distribution == "opensearch" {
 		major = max(major, 7)
+	}
+	if s.stream != "" && major < 7 {
+		return fmt.Errorf("%s is version %s: `data_stream` needs 7.9 or later", s.client.Who(), said.Version.Number)
 	}
 	s.log.Info("found Elasticsearch", "version", said.Version.Number, "distribution", said.Version.Distribution)
 	s.setVersion(major)

@@ -8,8 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"go.uber.org/goleak"
+	"time"
 
 	"github.com/heapstream/heapstream/proto"
 	"github.com/heapstream/heapstream/sinks/gcp/gcptest"
@@ -17,7 +16,18 @@ import (
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+var suite = sinktest.Suite{
+	Kind:  Kind,
+	Start: func(t *testing.T, r sinktest.Reach) sinktest.Backend { return gcptest.Start(t, r, "gcl", "") },
+	EventNames: func(_ testing.TB, e *proto.Event) []string {
+		return []string{"projects/p/logs/kubernetes.io%2Fevents " + time.Unix(0, e.Last).UTC().Format(time.RFC3339Nano) + " " + e.ID()}
+	},
+	LoginHint: "check `credentials`",
+}
+
+func TestMain(m *testing.M) { suite.Main(m) }
+
+func TestContract(t *testing.T) { suite.Run(t) }
 
 // TestEntriesAreEventers: to the byte, but for what the package says.
 func TestEntriesAreEventers(t *testing.T) {

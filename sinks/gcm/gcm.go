@@ -135,6 +135,7 @@ type encoder struct {
 	labels []proto.Label
 	device []proto.Label
 	merged []proto.Label
+	json   []byte // labels of the present entity, or of its present device
 }
 
 // descriptor is the JSON of a MetricDescriptor.
@@ -178,16 +179,20 @@ func (e *encoder) encode(r *proto.Rollup, i int) {
 		if ns, ok := r.Values.Get(entity.Row, proto.FieldStart); ok && ns < at.UnixNano() {
 			start = time.Unix(0, ns).UTC().Format(time.RFC3339Nano)
 		}
+		var device *proto.Device
+		auto, known := false, false // what e.json is made for
 		for s := range entity.Samples {
 			if s.Counter && start == "" {
 				continue
 			}
+			if is := s.Metric != nil && autoscaling(s.Metric.Name); !known || s.Device != device || is != auto {
+				device, auto, known = s.Device, is, true
+				e.json = sink.AppendJSONLabels(e.json[:0], e.labelsOf(entity, s))
+			}
 			from := len(e.series.Text)
 			b := append(e.series.Text, `{"metric":{"type":`...)
 			b = sink.AppendJSONString(b, prefix+s.Name)
-			b = append(b, `,"labels":`...)
-			b = sink.AppendJSONLabels(b, e.labelsOf(entity, s))
-			b = append(b, `},`...)
+			b = append(append(append(b, `,"labels":`...), e.json...), `},`...)
 			begin := end
 			if s.Counter {
 				begin = start

@@ -2,7 +2,6 @@ package gcm
 
 import (
 	"encoding/json"
-	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -29,25 +28,11 @@ func TestMain(m *testing.M) { suite.Main(m) }
 
 func TestContract(t *testing.T) { suite.Run(t) }
 
-func BenchmarkWrite(b *testing.B) {
-	f := sinktest.SwallowHTTP(b, 200, `{"access_token":"t","token_type":"Bearer","expires_in":3600}`)
-	account := gcptest.Start(b, sinktest.Reach{}, "gcm", "").Target(sinktest.Reach{})
-	_, file, _ := strings.Cut(account, "credentials=")
-	file, _, _ = strings.Cut(file, "&")
-	suite.Bench(b, "gcm:?endpoint=http://"+f.Addr+"&credentials="+file, f.Bytes.Load)
-}
+func BenchmarkWrite(b *testing.B) { gcptest.Bench(b, &suite, "gcm", "") }
 
 func build(tb testing.TB, target string) *cloud {
 	tb.Helper()
-	t, err := sink.ParseTarget(target)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s, err := New(t, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Log: slog.New(slog.DiscardHandler), Version: "test"})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return s.(*cloud)
+	return sinktest.New[*cloud](tb, Kind, target)
 }
 
 func encoded(s *cloud, r *proto.Rollup) (all []string) {

@@ -17,10 +17,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -58,6 +60,21 @@ type Client struct {
 	credentials []byte // of a file; nil: the application's default ones
 	project     string
 	tokens      oauth2.TokenSource
+	way         *way // of tokens
+}
+
+// way remembers why a request for a token did not come through, which oauth2 tells as mere text. It is for one
+// goroutine, as the client is.
+type way struct {
+	http.RoundTripper
+	err error
+}
+
+// RoundTrip sends a request.
+func (w *way) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := w.RoundTripper.RoundTrip(r)
+	w.err = err
+	return resp, err
 }
 
 // NewClient reads the options `credentials` (a file) and `endpoint` beside those of HTTP, and the file that the
@@ -144,7 +161,8 @@ func ask(ctx context.Context, path string) (string, error) {
 func (c *Client) Do(ctx context.Context, method, path string, body []byte) (post.Answer, error) {
 	if c.tokens == nil {
 		// The source outlives this request, and has its own deadlines.
-		own := context.WithValue(context.Background(), oauth2.HTTPClient, &http.Client{Transport: c.http.Transport, Timeout: 10 * time.Second})
+		c.way = &way{RoundTripper: c.http.Transport}
+		own := context.WithValue(context.Background(), oauth2.HTTPClient, &http.Client{Transport: c.way, Timeout: 10 * time.Second})
 		var found *google.Credentials
 		var err error
 		if c.credentials != nil {
@@ -158,11 +176,15 @@ func (c *Client) Do(ctx context.Context, method, path string, body []byte) (post
 		}
 		c.tokens = found.TokenSource
 	}
+	c.way.err = nil
 	token, err := c.tokens.Token()
 	if err != nil {
 		var refused *oauth2.RetrieveError
 		if errors.As(err, &refused) {
 			return post.Answer{}, fmt.Errorf("get a token from Google: status %s (check `credentials`): %s", refused.Response.Status, sink.Excerpt(refused.Body))
+		}
+		if c.way.err != nil {
+			err = c.way.err
 		}
 		return post.Answer{}, sink.Reach("Google for a token", err)
 	}
@@ -282,19 +304,35 @@ func (m *Monitoring) send(ctx context.Context, s *Series, from, to int, loss *si
 	case a.OK():
 		return m.Nonsense("write to", a)
 	}
-	refused, ok := Refusals(ErrorOf(a.Body), to-from)
-	if !ok {
-		if a.Code == http.StatusBadRequest && ErrorOf(a.Body) != "" {
-			return sink.Permanent(m.Failure("write to", a))
+	message, summary := ErrorOf(a.Body), summaryOf(a.Body)
+	refused, ok := Refusals(message, to-from)
+	told := ok && (summary.Total == 0 || summary.Total-summary.Written == len(refused))
+	some := ok || summary.Total > 0 || strings.Contains(message, notWritten)
+	switch {
+	case summary.passing():
+		return m.Failure("write to", a)
+	case !told && some && to-from > 1:
+		// It names other series than it refused: all of a group of which one is bad, or the first ones alone. Which
+		// they are is found out by halves; a point that comes again is known.
+		half := from + (to-from)/2
+		if err := m.send(ctx, s, from, half, loss); err != nil {
+			return err
 		}
+		return m.send(ctx, s, half, to, loss)
+	case !told && some:
+		refused = map[int]string{0: message}
+	case !told && a.Code == http.StatusBadRequest && message != "":
+		return sink.Permanent(m.Failure("write to", a))
+	case !told:
 		return m.Failure("write to", a)
 	}
-	for i, reason := range refused {
+	for _, i := range slices.Sorted(maps.Keys(refused)) {
+		reason := refused[i]
 		switch {
 		case strings.Contains(reason, "must be written in order"): // this point is there, or a newer one
-		case strings.Contains(reason, "more frequently than"), strings.Contains(reason, "older than"), strings.Contains(reason, "too old"):
+		case strings.Contains(reason, "more frequently than"), strings.Contains(reason, "older than"), strings.Contains(reason, "too old"), strings.Contains(reason, "in the past"):
 			loss.Late++
-		case strings.Contains(reason, "Internal error"), strings.Contains(reason, "retry"), strings.Contains(reason, "unavailable"):
+		case strings.HasPrefix(reason, "Internal error"), strings.Contains(reason, "Please retry after"):
 			return m.Failure("write to", a)
 		default:
 			loss.Refused = append(loss.Refused, sink.Refused{
@@ -305,19 +343,92 @@ func (m *Monitoring) send(ctx context.Context, s *Series, from, to int, loss *si
 	return nil
 }
 
-// which names series of a request, after the reason: "…in order.: timeSeries[0-5,7]; Unknown…: timeSeries[9]".
-var which = regexp.MustCompile(`timeSeries\[([0-9][0-9,\- ]*)\]`)
+// summary is the detail CreateTimeSeriesSummary of an error: how many points were written all the same.
+type summary struct {
+	Total   int `json:"totalPointCount"`
+	Written int `json:"successPointCount"`
+	Errors  []struct {
+		Status struct {
+			Code int `json:"code"`
+		} `json:"status"`
+	} `json:"errors"`
+}
+
+// summaryOf is the summary of an answer that is an error; zero where it has none.
+func summaryOf(body []byte) (s summary) {
+	var said struct {
+		Error struct {
+			Details []json.RawMessage `json:"details"`
+		} `json:"error"`
+	}
+	_ = json.Unmarshal(body, &said) // what is no JSON has no summary
+	for _, d := range said.Error.Details {
+		var kind struct {
+			Type string `json:"@type"`
+		}
+		if json.Unmarshal(d, &kind) == nil && strings.HasSuffix(kind.Type, "CreateTimeSeriesSummary") && json.Unmarshal(d, &s) == nil {
+			return s
+		}
+	}
+	return summary{}
+}
+
+// passing reports whether some points were not written though nothing is wrong with them: DEADLINE_EXCEEDED,
+// RESOURCE_EXHAUSTED, ABORTED, INTERNAL, UNAVAILABLE.
+func (s *summary) passing() bool {
+	for _, e := range s.Errors {
+		switch e.Status.Code {
+		case 4, 8, 10, 13, 14:
+			return true
+		}
+	}
+	return false
+}
+
+// which names series of a request. The reason stands before it (Points must be written in order. …: global{}
+// timeSeries[0-5,7]: custom.googleapis.com/x{…}), around it (Field timeSeries[9].points[0]… had an invalid value …), or
+// behind it (timeSeries[1,3] (example metric.type="…"): …). Between two of them is "; ".
+var (
+	which    = regexp.MustCompile(`timeSeries\[([0-9][0-9,\- ]*)\]`)
+	resource = regexp.MustCompile(`[.:]* *[a-z0-9_]*\{[^}]*\} *$`) // before a name
+	example  = regexp.MustCompile(`^ *\(example .*?\}?\): *`)      // behind one
+)
+
+// notWritten is in every message about single series.
+const notWritten = "could not be written"
 
 // Refusals reads which of the n series of a request an error's message refuses, and why; ok is false where it does
-// not say.
+// not say, or where it names several as a group, of which the reason may be that of one.
 func Refusals(message string, n int) (reasons map[int]string, ok bool) {
 	reasons = map[int]string{}
-	message = strings.TrimPrefix(message, "One or more TimeSeries could not be written: ")
-	begin := 0
-	for _, at := range which.FindAllStringSubmatchIndex(message, -1) {
-		reason := strings.Trim(message[begin:at[0]], "; :")
-		begin = at[1]
-		for part := range strings.SplitSeq(strings.ReplaceAll(message[at[2]:at[3]], " ", ""), ",") {
+	_, message, found := strings.Cut(message, notWritten+": ")
+	if !found {
+		return nil, false
+	}
+	clauses, before := []string{}, ""
+	for c := range strings.SplitSeq(message, "; ") {
+		if !which.MatchString(c) { // a part of a reason that has a semicolon
+			before += c + "; "
+			continue
+		}
+		clauses, before = append(clauses, before+c), ""
+	}
+	if last := len(clauses) - 1; last >= 0 && before != "" {
+		clauses[last] += "; " + strings.TrimSuffix(before, "; ")
+	}
+	for _, c := range clauses {
+		at := which.FindStringSubmatchIndex(c)
+		reason := strings.TrimRight(resource.ReplaceAllString(c[:at[0]], ""), ": ")
+		switch reason {
+		case "Field":
+			reason = c
+		case "":
+			if strings.ContainsAny(c[at[2]:at[3]], ",-") {
+				return nil, false
+			}
+			reason = example.ReplaceAllString(c[at[1]:], "")
+		}
+		for part := range strings.SplitSeq(strings.ReplaceAll(c[at[2]:at[3]], " ", ""), ",") {
 			first, last, isRange := strings.Cut(part, "-")
 			if !isRange {
 				last = first
@@ -328,7 +439,7 @@ func Refusals(message string, n int) (reasons map[int]string, ok bool) {
 				return nil, false
 			}
 			for i := a; i <= b; i++ {
-				reasons[i] = reason
+				reasons[i] = strings.TrimSpace(reason)
 			}
 		}
 	}

@@ -26,16 +26,25 @@ func TestRefusalsAreRead(t *testing.T) {
 			t.Errorf("%s\n is %s, want %s", message, got, want)
 		}
 	}
-	check("One or more TimeSeries could not be written: Points must be written in order.: timeSeries[0-2,9]", "map[0:Points must be written in order. 1:Points must be written in order. 2:Points must be written in order. 9:Points must be written in order.]")
-	check("One or more TimeSeries could not be written: in order: timeSeries[1]; Unknown metric: a/b: timeSeries[3]", "map[1:in order 3:Unknown metric: a/b]")
+	const head = "One or more TimeSeries could not be written: "
+	const order = "Points must be written in order. One or more of the points specified had an older start time than the most recent point."
+	// The forms that the API's answers had over the years.
+	check(head+order+": timeSeries[0-1,9]", "map[0:"+order+" 1:"+order+" 9:"+order+"]")
+	check(head+order+": timeSeries[1]; Unknown metric: a/b: timeSeries[3]", "map[1:"+order+" 3:Unknown metric: a/b]")
+	check(head+order+": k8s_container{cluster_name:retry,location:x} timeSeries[1]: custom.googleapis.com/x{a:b}; Unknown; yes: global{} timeSeries[3]: custom.googleapis.com/y",
+		"map[1:"+strings.TrimSuffix(order, ".")+" 3:Unknown; yes]")
+	const field = `Field timeSeries[6].points[0].interval.end_time had an invalid value of "2018": Data points cannot be written more than 25h0s in the past.`
+	check(head+field+"; Field timeSeries[7] had an invalid value: Duplicate TimeSeries encountered.: timeSeries[7]", "map[6:"+field+" 7:Field timeSeries[7] had an invalid value: Duplicate TimeSeries encountered.: timeSeries[7]]")
+	check(head+`timeSeries[2] (example metric.type="a", metric.labels={"b": "c"}): Monarch only accepted 1 of 2 points; so it is`, "map[2:Monarch only accepted 1 of 2 points; so it is]")
+	check(head+`timeSeries[2-3] (example metric.type="a", metric.labels={"b": "c"}): Monarch only accepted 1 of 2 points`, "unknown")
 	check("The request is invalid.", "unknown")
-	check("x: timeSeries[10]", "unknown")
-	check("x: timeSeries[3-1]", "unknown")
-	check("x: timeSeries[99999999999999999999]", "unknown")
+	check(head+"x: timeSeries[10]", "unknown")
+	check(head+"x: timeSeries[3-1]", "unknown")
+	check(head+"x: timeSeries[99999999999999999999]", "unknown")
 }
 
 func FuzzRefusals(f *testing.F) {
-	f.Add("in order: timeSeries[0-2,9]; x: timeSeries[3]")
+	f.Add("could not be written: in order: timeSeries[0-2,9]; x: timeSeries[3]")
 	f.Fuzz(func(t *testing.T, s string) {
 		reasons, _ := Refusals(s, 200)
 		for i := range reasons {

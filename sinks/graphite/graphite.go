@@ -17,8 +17,8 @@
 // Guarantee: exactly once, by overwriting: a path has one value at one time. Carbon never answers, so over
 // TCP a batch goes over a connection of its own and counts as written when carbon has read it to the end
 // (package tcp); confirm=false for a receiver that does not end connections, which may then lose what is
-// under way when it dies. Over UDP a sample is sent once, and may get lost: at most once. Nothing is refused,
-// since carbon does not say what it drops.
+// under way when it dies. Over UDP a sample is sent once, and may get lost: at most once.
+// Carbon never says that it fails or that it refuses a line, so nothing goes to DEAD. Carbon knows no login.
 //
 // Not here: when to try again (worker), which samples there are (sink.View).
 package graphite

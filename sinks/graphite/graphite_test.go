@@ -1,9 +1,7 @@
 package graphite
 
 import (
-	"bufio"
 	"bytes"
-	"io"
 	"log/slog"
 	"net"
 	"regexp"
@@ -17,6 +15,8 @@ import (
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
 
+const mute = "Carbon never says that it fails or that it refuses a line, so nothing goes to DEAD."
+
 var suite = sinktest.Suite{
 	Kind:  Kind,
 	Start: func(t *testing.T, r sinktest.Reach) sinktest.Backend { return newFake(t, r) },
@@ -27,9 +27,8 @@ var suite = sinktest.Suite{
 		}
 		return names
 	},
-	// Carbon says nothing: neither that it fails, nor that it refuses. No login.
-	Without: []sinktest.Mood{sinktest.Failing, sinktest.Refusing, sinktest.HalfRefuses},
-	NoLogin: true,
+	Without: map[sinktest.Mood]string{sinktest.Failing: mute, sinktest.Refusing: mute, sinktest.HalfRefuses: mute},
+	NoLogin: "Carbon knows no login.",
 }
 
 func TestMain(m *testing.M) { suite.Main(m) }
@@ -37,21 +36,13 @@ func TestMain(m *testing.M) { suite.Main(m) }
 func TestContract(t *testing.T) { suite.Run(t) }
 
 func BenchmarkWrite(b *testing.B) {
-	lis := sinktest.StartStream(b, sinktest.Reach{}, &sinktest.Stream{Take: func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }})
-	suite.Bench(b, "graphite:tcp://"+lis.Addr(), nil)
+	s := sinktest.SwallowTCP(b)
+	suite.Bench(b, "graphite:tcp://"+s.Addr, s.Bytes.Load)
 }
 
 func build(tb testing.TB, target string) *carbon {
 	tb.Helper()
-	t, err := sink.ParseTarget(target)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s, err := New(t, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return s.(*carbon)
+	return sinktest.New[*carbon](tb, Kind, target)
 }
 
 func encoded(s *carbon, rollups ...*proto.Rollup) []string {
@@ -79,28 +70,7 @@ var plaintext = regexp.MustCompile(`^kubernetes(\.[^\s.;/]+)+ -?[0-9]+(\.[0-9]+)
 type fake struct{ *sinktest.Stream }
 
 func newFake(t *testing.T, r sinktest.Reach) *fake {
-	f := &fake{}
-	f.Stream = sinktest.StartStream(t, r, &sinktest.Stream{Take: func(c net.Conn) {
-		if f.Mood() == sinktest.Garbage {
-			_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
-			_, _ = io.Copy(io.Discard, c)
-			return
-		}
-		for sc := bufio.NewScanner(c); sc.Scan(); {
-			line := sc.Text()
-			if f.Mood() == sinktest.CutsOff {
-				continue // the last one may be half a line
-			}
-			if !plaintext.MatchString(line) {
-				t.Errorf("carbon does not take %q", line)
-			}
-			if f.Mood() == sinktest.Slow && len(f.Holds())%50 == 0 {
-				time.Sleep(time.Millisecond)
-			}
-			f.Store(true, identity(line))
-		}
-	}})
-	return f
+	return &fake{sinktest.StartLines(t, r, plaintext, identity)}
 }
 
 func (f *fake) Target(r sinktest.Reach) string {

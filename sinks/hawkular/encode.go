@@ -30,6 +30,7 @@ type point struct {
 	id      string
 	json    []byte // {"id":…,"data":[…]}
 	tags    []byte // JSON; nil for a metric that Heapster had no description of
+	shared  bool   // the id does not say whose it is, so several entities write it in turn, each with its tags
 }
 
 // filter leaves out samples by their name, or by a label.
@@ -90,6 +91,7 @@ func (e *encoder) encode(r *proto.Rollup) {
 			p := point{tenant: tenant, counter: s.Counter, id: id, json: append(b, "}]}"...)}
 			if s.Metric != nil && !s.Metric.Ours && s.Metric.ID != proto.RestartCount {
 				p.tags = e.tags(entity, s, label(proto.LabelContainerName))
+				p.shared = entity.Kind == proto.KindSystemContainer // they have no pod_id
 			}
 			e.points = append(e.points, p)
 		}

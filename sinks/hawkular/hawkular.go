@@ -4,14 +4,15 @@
 //
 // The path is /hawkular/metrics where none is given. Ids, tenants and tags are Heapster's: counters and gauges apart, one
 // definition for each series, tagged when it is first seen and whenever its tags have changed. Tags lack Heapster's
-// descriptions of labels.
+// descriptions of labels. Its ids of system containers do not say which node they are on: all nodes write to one series
+// in turn, which is tagged when it is first seen. Leave them out by filter=-type:sys_container.
 //
 // `user` and `pass` log in, or useServiceAccount=true the token of the pod; `caCert` and `insecure` are other names for
 // cacert and insecuressl. filter=label(<key>:<regexp>) and filter=name(<regexp>) leave out what matches, beside the
 // filters that every sink has. A kubeconfig (`auth`) is not read: give cacert, cert and key.
 //
-// Guarantee: exactly once, by overwriting: a series has one value at one time. Requests that are refused for good are told
-// apart by rollup.
+// Guarantee: exactly once, by overwriting: a series has one value at one time. Hawkular-Metrics
+// refuses a request or takes it, as a whole. What is refused for good is told apart by rollup.
 //
 // Not here: when to try again (worker), which samples there are (sink.View).
 package hawkular
@@ -253,7 +254,7 @@ func (s *metrics) tag(ctx context.Context, p *point) error {
 		return nil
 	}
 	definition, tags := hash(p.tenant, sortOf(p.counter), p.id), hash(string(p.tags))
-	if s.tagged[definition] == tags {
+	if last, ok := s.tagged[definition]; ok && (last == tags || p.shared) { // or each node would tag it at every tick
 		return nil
 	}
 	err := s.ask(ctx, http.MethodPut, "/"+sortOf(p.counter)+"/"+url.PathEscape(p.id)+"/tags", p.tenant, p.tags)

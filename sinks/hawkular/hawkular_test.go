@@ -3,7 +3,6 @@ package hawkular
 import (
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
@@ -33,8 +32,7 @@ var suite = sinktest.Suite{
 		}
 		return names
 	},
-	// It refuses requests as a whole.
-	Without: []sinktest.Mood{sinktest.HalfRefuses},
+	Without: map[sinktest.Mood]string{sinktest.HalfRefuses: "Hawkular-Metrics refuses a request or takes it, as a whole."},
 }
 
 func TestMain(m *testing.M) { suite.Main(m) }
@@ -54,15 +52,7 @@ func BenchmarkWrite(b *testing.B) {
 
 func build(tb testing.TB, target string) *metrics {
 	tb.Helper()
-	t, err := sink.ParseTarget(target)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s, err := New(t, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Log: slog.New(slog.DiscardHandler), Version: "test"})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return s.(*metrics)
+	return sinktest.New[*metrics](tb, Kind, target)
 }
 
 type fake struct {
@@ -178,18 +168,24 @@ func TestDefinitionsAreTaggedWhenTheirTagsChange(t *testing.T) {
 	f := newFake(t, sinktest.Reach{})
 	s := build(t, "hawkular:"+f.URL())
 	defer s.Close()
-	write := func(image string, puts int) {
+	write := func(r *proto.Rollup, puts int) {
 		t.Helper()
-		if err := s.Write(t.Context(), []sink.Message{{Rollup: rollup(image)}}); err != nil {
+		if err := s.Write(t.Context(), []sink.Message{{Rollup: r}}); err != nil {
 			t.Fatal(err)
 		}
 		if f.puts != puts {
 			t.Fatalf("%d definitions were tagged in all, want %d", f.puts, puts)
 		}
 	}
-	write("nginx:1", 4) // all but restart_count
-	write("nginx:1", 4)
-	write("nginx:2", 5) // the container's image is a tag
+	write(rollup("nginx:1"), 4) // all but restart_count
+	write(rollup("nginx:1"), 4)
+	write(rollup("nginx:2"), 5) // the container's image is a tag
+	other := &proto.Rollup{Scope: proto.ScopeNode, Cluster: "c", Name: "n2", Tick: proto.Tick(1514859840000), Resolution: time.Minute}
+	other.AddEntity(proto.Entity{Kind: proto.KindNode, Parent: -1, Name: "n2", Hostname: "h2"})
+	other.Values.Set(0, proto.MemoryUsage.Field(), 3)
+	other.Values.Set(other.AddEntity(proto.Entity{Kind: proto.KindSystemContainer, Name: "kubelet"}), proto.MemoryUsage.Field(), 2)
+	write(other, 6) // its own: the series of the kubelets is one
+	write(rollup("nginx:2"), 6)
 	want := `{"container_base_image":"nginx:2","container_name":"web","descriptor_name":"cpu/usage","group_id":"web/cpu/usage","host_id":"","hostname":"h1","labels":"app:web","namespace_name":"default","nodename":"n1","pod_id":"pod-uid","pod_name":"web-1","type":"pod_container","units":"ns","labels.app":"web"}`
 	if got := f.tags["counters web/pod-uid/cpu/usage"]; got != want {
 		t.Errorf("tagged\n%s\nwant\n%s", got, want)

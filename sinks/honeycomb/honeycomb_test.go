@@ -3,7 +3,6 @@ package honeycomb
 import (
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -31,15 +30,7 @@ func isRefused(name string) bool { return strings.Contains(name, `"memory/usage"
 
 func build(tb testing.TB, target string) *api {
 	tb.Helper()
-	t, err := sink.ParseTarget(target)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s, err := New(t, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Log: slog.New(slog.DiscardHandler), Version: "test"})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return s.(*api)
+	return sinktest.New[*api](tb, Kind, target)
 }
 
 func encoded(s *api, r *proto.Rollup) (events []string) {

@@ -1,7 +1,9 @@
-// Package influxdb writes rollups, and Kubernetes events, to an InfluxDB 1.x, or to what speaks its line protocol
-// (VictoriaMetrics, InfluxDB 2 with its 1.x compatibility).
+// Package influxdb writes rollups, and Kubernetes events, to an InfluxDB 1.x, 2 or 3, or to what speaks its line protocol
+// (VictoriaMetrics).
 //
 //	influxdb:[http://]host:port[?user=…&pw=…&db=…]
+//	influxdb:https://host:8086?version=2&org=…&bucket=…&token_file=…
+//	influxdb:https://host:8181?version=3&db=…&token_file=…
 //
 // One line a sample, names and tags as Heapster wrote them; batches of `batchsize` lines. The
 // database, with a retention policy named "default", is created before the first write and again when
@@ -12,6 +14,14 @@
 //
 // Events are a point each: measurement log/events, whose value is the event as JSON, or with `withfields=true`
 // events, whose message is a field and what else there is tags. VictoriaMetrics, which keeps numbers alone, is no place for them.
+//
+// `version` says which write API is spoken: 1 (/write), 2 (/api/v2/write) or 3 (/api/v3/write_lp, with `accept_partial` and
+// `no_sync` as its documentation has them; no_sync=true gives the guarantee away when InfluxDB crashes). The token of 2
+// and 3 is read anew at each write. A bucket must be there; InfluxDB 3 makes the database by itself. `compression` is
+// gzip, or none, which goes without saying for version 1.
+//
+// `names` says what metrics and tags are called: heapster, or prometheus or otel, as the catalogue has them (proto), a
+// measurement for each name with the field value; then counters go out in place of rates that say the same.
 //
 // Guarantee: exactly once. A line written again overwrites itself, since series and timestamp are the
 // same; so every failure is answered by writing all of the batch again.
@@ -43,7 +53,7 @@ import (
 )
 
 // Kind is the sink influxdb.
-var Kind = sink.Kind{Key: "influxdb", Title: "InfluxDB Sink", Guarantee: sink.OnceByOverwrite, Identity: []string{"db"}, New: New, NewEvents: NewEvents}
+var Kind = sink.Kind{Key: "influxdb", Title: "InfluxDB Sink", Guarantee: sink.OnceByOverwrite, Identity: []string{"db", "org", "bucket"}, New: New, NewEvents: NewEvents}
 
 // policy is the retention policy that Heapster wrote to and dashboards read.
 const policy = "default"
@@ -63,6 +73,12 @@ type influx struct {
 	client     *post.Client
 	log        *slog.Logger
 
+	version     string                 // 1, 2 or 3
+	login       func() (string, error) // value of the header Authorization; "" for none
+	contentType string                 // of lines; empty for version 1, as Heapster's
+	zip         *post.Gzip             // nil: lines go as they are
+	zipped      bytes.Buffer
+
 	encode  func(*lines, *sink.Message, int)
 	enc     encoder // of rollups
 	lines   lines
@@ -80,6 +96,16 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	s.enc.view = common.View
 	if o.Bool("disable_counter_metrics", false) {
 		s.enc.view.Skip = hasRate
+	}
+	switch names := o.Choice("names", "heapster", "prometheus", "otel"); {
+	case names != "heapster" && (s.enc.withFields || s.enc.podIDs || s.enc.view.Skip != nil):
+		o.Complain("`withfields`, `pod_id` and `disable_counter_metrics` are for Heapster's names, and `names` is %s", names)
+	case names != "heapster":
+		world := proto.Prometheus
+		if names == "otel" {
+			world = proto.OTel
+		}
+		s.encode = newNamer(world, common).encode
 	}
 	return s.checked(o)
 }
@@ -119,6 +145,7 @@ func read(t sink.Target, o *sink.Options, d sink.Deps) *influx {
 	}
 	s.client = post.New("InfluxDB at "+s.base.Host, o.HTTP())
 	s.write = "/write?" + url.Values{"consistency": {""}, "db": {s.db}, "precision": {""}, "rp": {policy}}.Encode()
+	s.readVersion(o)
 	return s
 }
 
@@ -249,6 +276,11 @@ var (
 // settle acts on the answer to a request with these lines. Lines of the set that were accepted are
 // written; writing them again on the way changes nothing.
 func (s *influx) settle(ctx context.Context, set []int, a answer, loss *losses, budget *int) error {
+	if *budget > 0 && len(set) > 1 {
+		if rest, ok := s.named(set, a, loss); ok {
+			return s.rewrite(ctx, rest, loss, budget) // they are there, unless partial writes are not accepted
+		}
+	}
 	switch {
 	case a.verdict == written:
 		return nil
@@ -322,6 +354,7 @@ type answer struct {
 	verdict verdict
 	dropped int // as the server counts; 0 where it does not say
 	reason  string
+	lines   []badLine // those that are refused, where it says so
 }
 
 // errNoDatabase says that the database or its retention policy is not there.
@@ -329,7 +362,7 @@ var errNoDatabase = errors.New("database not found")
 
 // post writes a body of lines. An error is passing and means that nothing is known of any line.
 func (s *influx) post(ctx context.Context, body []byte) (answer, error) {
-	resp, err := s.do(ctx, s.write, body, "")
+	resp, err := s.do(ctx, s.write, body, s.contentType)
 	if err != nil {
 		return answer{}, err
 	}
@@ -342,12 +375,15 @@ func (s *influx) post(ctx context.Context, body []byte) (answer, error) {
 			return answer{}, s.client.Nonsense("write to", resp)
 		}
 		return answer{}, nil
-	case strings.Contains(reason, "database not found"), strings.Contains(reason, "retention policy not found"):
+	case s.version == "1" && strings.Contains(reason, "database not found"), s.version == "1" && strings.Contains(reason, "retention policy not found"):
 		return answer{}, fmt.Errorf("write to InfluxDB at %s: %w: %s", s.base.Host, errNoDatabase, reason)
 	case code == http.StatusRequestEntityTooLarge:
 		return answer{verdict: tooLarge, reason: cmp.Or(reason, "status "+resp.Status)}, nil
-	case code == http.StatusBadRequest && json.Valid(resp.Body):
-		a := answer{verdict: refused, reason: reason}
+	case (code == http.StatusBadRequest || code == http.StatusUnprocessableEntity && s.version != "1") && json.Valid(resp.Body):
+		a := answer{verdict: refused, reason: reason, lines: badLines(resp.Body)}
+		if len(a.lines) > 0 {
+			a.reason = sink.Excerpt([]byte(reason + ": " + a.lines[0].Reason))
+		}
 		if m := droppedCount.FindStringSubmatch(reason); m != nil {
 			a.dropped, _ = strconv.Atoi(m[1]) // digits; what does not fit is as good as not told
 		}
@@ -362,7 +398,12 @@ func (s *influx) post(ctx context.Context, body []byte) (answer, error) {
 // failure words an answer that is no success, as a passing error.
 func (s *influx) failure(what string, a post.Answer, reason string) error {
 	login := fmt.Sprintf("`user` and `pw`: user %q was refused", s.user)
-	if a.Code == http.StatusForbidden {
+	if s.version != "1" {
+		if a.Code == http.StatusNotFound && json.Valid(a.Body) { // of a bucket or an organization
+			return fmt.Errorf("%s InfluxDB at %s: %s (status %d): create it, or check `org`, `bucket` and `db`", what, s.base.Host, reason, a.Code)
+		}
+		login = "`token`, and what it may write to"
+	} else if a.Code == http.StatusForbidden {
 		login = fmt.Sprintf("the privileges of user %q on database %q", s.user, s.db)
 	}
 	return s.client.Failure(what, a, reason, login)
@@ -370,9 +411,18 @@ func (s *influx) failure(what string, a post.Answer, reason string) error {
 
 // do sends one POST.
 func (s *influx) do(ctx context.Context, path string, body []byte, contentType string) (post.Answer, error) {
-	header := http.Header{"User-Agent": {s.agent}, "Content-Type": {contentType}} // of lines: empty, as Heapster's
-	if s.user != "" {
-		header.Set("Authorization", post.Basic(s.user, s.pass))
+	header := http.Header{"User-Agent": {s.agent}, "Content-Type": {contentType}}
+	login, err := s.login()
+	if err != nil {
+		return post.Answer{}, fmt.Errorf("write to %s: %w", s.client.Who(), err)
+	}
+	if login != "" {
+		header.Set("Authorization", login)
+	}
+	if path == s.write {
+		if body, err = s.packed(body, header); err != nil {
+			return post.Answer{}, err
+		}
 	}
 	return s.client.Do(ctx, http.MethodPost, s.base.String()+path, header, body)
 }
@@ -384,6 +434,7 @@ func errorOf(said []byte) string {
 	}
 	var body struct {
 		Error   string `json:"error"`
+		Message string `json:"message"` // version 2
 		Results []struct {
 			Error string `json:"error"`
 		} `json:"results"`
@@ -391,8 +442,8 @@ func errorOf(said []byte) string {
 	if err := json.Unmarshal(said, &body); err != nil {
 		return sink.Excerpt(said)
 	}
-	if body.Error != "" {
-		return body.Error
+	if body.Error != "" || body.Message != "" {
+		return cmp.Or(body.Error, body.Message)
 	}
 	for _, r := range body.Results {
 		if r.Error != "" {

@@ -1,7 +1,6 @@
 package influxdb
 
 import (
-	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
@@ -9,8 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -33,7 +30,7 @@ var suite = sinktest.Suite{
 	},
 }
 
-func TestMain(m *testing.M) { suite.Main(m) }
+func TestMain(m *testing.M) { sinktest.Main(m, []*sinktest.Suite{&suite, &eventSuite}) }
 
 func TestContract(t *testing.T) { suite.Run(t) }
 
@@ -48,7 +45,7 @@ func series(line string) string {
 type fake struct {
 	t    *testing.T
 	r    sinktest.Reach
-	ca   string
+	tls  *sinktest.TLS
 	addr string
 
 	mu      sync.Mutex
@@ -62,6 +59,9 @@ type fake struct {
 
 func newFake(t *testing.T, r sinktest.Reach) *fake {
 	f := &fake{t: t, r: r, points: map[string]string{}, release: make(chan struct{})}
+	if r.TLS {
+		f.tls = sinktest.NewTLS(t, r)
+	}
 	f.listen("127.0.0.1:0")
 	t.Cleanup(func() { f.Behave(sinktest.Down) })
 	return f
@@ -78,12 +78,8 @@ func (f *fake) listen(addr string) {
 	f.net = sinktest.Wrap(lis)
 	s.Listener = f.net
 	if f.r.TLS {
+		s.TLS = f.tls.Config()
 		s.StartTLS()
-		f.ca = filepath.Join(f.t.TempDir(), "ca.pem")
-		cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
-		if err := os.WriteFile(f.ca, cert, 0o600); err != nil {
-			f.t.Fatal(err)
-		}
 	} else {
 		s.Start()
 	}
@@ -101,7 +97,7 @@ func (f *fake) Target(r sinktest.Reach) string {
 	if r.TLS {
 		target += "&secure=true"
 		if !r.Untrusted {
-			target += "&cacert=" + f.ca
+			target += "&cacert=" + f.tls.CAFile
 		}
 	}
 	if r.Login {
@@ -133,6 +129,16 @@ func (f *fake) Behave(m sinktest.Mood) {
 	}
 }
 
+// Repair ends the fault of the reach.
+func (f *fake) Repair() {
+	if f.tls != nil {
+		f.tls.Repair()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.r.Fault = sinktest.Sound
+}
+
 func (f *fake) Holds() map[string]int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -149,9 +155,9 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	f.mu.Lock()
-	mood, release := f.mood, f.release
+	mood, release, forgot := f.mood, f.release, f.r.Fault == sinktest.LoginForgotten
 	f.mu.Unlock()
-	if user, password, _ := r.BasicAuth(); f.r.Login && (user != "heapster" || password != "right-password") {
+	if user, password, _ := r.BasicAuth(); f.r.Login && (forgot || user != "heapster" || password != "right-password") {
 		reply(w, http.StatusUnauthorized, "authorization failed")
 		return
 	}

@@ -2,20 +2,12 @@ package kafka
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"net"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -59,15 +51,7 @@ func name(value []byte) string {
 
 func build(tb testing.TB, target string) *topic {
 	tb.Helper()
-	t, err := sink.ParseTarget(target)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s, err := New(t, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Log: slog.New(slog.DiscardHandler), Version: "test"})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return s.(*topic)
+	return sinktest.New[*topic](tb, Kind, target)
 }
 
 func TestRecordsAreHeapsters(t *testing.T) {
@@ -95,13 +79,14 @@ type broker struct {
 	t       *testing.T
 	r       sinktest.Reach
 	cluster *kfake.Cluster
-	ca      string
-	tls     *tls.Config
+	tls     *sinktest.TLS
+	follow  func() // reads what is written, once the brokers can be read
 
-	mu   sync.Mutex
-	mood sinktest.Mood
-	nets []*sinktest.Listener
-	seen []*kgo.Record
+	mu       sync.Mutex
+	mood     sinktest.Mood
+	repaired bool
+	nets     []*sinktest.Listener
+	seen     []*kgo.Record
 }
 
 func start(t *testing.T, r sinktest.Reach, opts ...kfake.Opt) *broker {
@@ -109,7 +94,7 @@ func start(t *testing.T, r sinktest.Reach, opts ...kfake.Opt) *broker {
 	b := &broker{t: t, r: r}
 	opts = append(opts, kfake.NumBrokers(3), kfake.SeedTopics(4, "heapster-metrics"), kfake.ListenFn(b.listen))
 	if r.TLS {
-		b.certify()
+		b.tls = sinktest.NewTLS(t, r)
 		// The listener speaks TLS itself, so that cutting it is one thing for both.
 	}
 	if r.Login {
@@ -121,29 +106,37 @@ func start(t *testing.T, r sinktest.Reach, opts ...kfake.Opt) *broker {
 	}
 	t.Cleanup(b.cluster.Close)
 	b.cluster.ControlKey(int16(kmsg.Produce), b.produce)
-	b.read()
+	b.follow = sync.OnceFunc(b.read)
+	if r.Fault == sinktest.Sound {
+		b.follow()
+	} else if r.Login {
+		b.cluster.ControlKey(int16(kmsg.SASLAuthenticate), b.forgot)
+	}
 	return b
 }
 
-// certify makes a certificate for the brokers.
-func (b *broker) certify() {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		b.t.Fatal(err)
+// forgot says of every login that it is wrong, as long as the brokers do not know the sink's.
+func (b *broker) forgot(kmsg.Request) (kmsg.Response, error, bool) { //nolint:staticcheck // kfake's signature
+	b.cluster.KeepControl()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.repaired {
+		return nil, nil, false
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"}, IsCA: true, BasicConstraintsValid: true,
+	resp := kmsg.NewSASLAuthenticateResponse()
+	resp.ErrorCode = int16(kafkago.SASLAuthenticationFailed)
+	return &resp, nil, true
+}
+
+// Repair ends the fault of the reach.
+func (b *broker) Repair() {
+	if b.tls != nil {
+		b.tls.Repair()
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	b.ca = filepath.Join(b.t.TempDir(), "ca.pem")
-	if err := os.WriteFile(b.ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		b.t.Fatal(err)
-	}
-	b.tls = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	b.mu.Lock()
+	b.repaired = true
+	b.mu.Unlock()
+	b.follow()
 }
 
 func (b *broker) listen(network, address string) (net.Listener, error) {
@@ -155,7 +148,7 @@ func (b *broker) listen(network, address string) (net.Listener, error) {
 	b.nets = append(b.nets, l)
 	lis = l
 	if b.tls != nil {
-		lis = tls.NewListener(lis, b.tls)
+		lis = tls.NewListener(lis, b.tls.Config())
 	}
 	return lis, nil
 }
@@ -233,7 +226,7 @@ func (b *broker) Target(r sinktest.Reach) string {
 	if r.TLS {
 		target += "&tls=true"
 		if !r.Untrusted {
-			target += "&cacert=" + b.ca
+			target += "&cacert=" + b.tls.CAFile
 		}
 	}
 	if r.Login {
@@ -250,12 +243,7 @@ func (b *broker) Target(r sinktest.Reach) string {
 func (b *broker) read() {
 	opts := []kgo.Opt{kgo.SeedBrokers(b.addrs()...), kgo.ConsumeTopics("heapster-metrics"), kgo.FetchMaxWait(50 * time.Millisecond), kgo.RetryBackoffFn(func(int) time.Duration { return 5 * time.Millisecond })}
 	if b.r.TLS {
-		pool := x509.NewCertPool()
-		pemBytes, err := os.ReadFile(b.ca)
-		if err != nil || !pool.AppendCertsFromPEM(pemBytes) {
-			b.t.Fatal("own certificate cannot be read", err)
-		}
-		opts = append(opts, kgo.DialTLSConfig(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}))
+		opts = append(opts, kgo.DialTLSConfig(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: b.tls.Pool(b.t)}))
 	}
 	if b.r.Login {
 		opts = append(opts, kgo.SASL(plain.Auth{User: "heapster", Pass: "right-password"}.AsMechanism()))

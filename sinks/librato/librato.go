@@ -6,7 +6,8 @@
 // address. A request has at most `batchsize` (1000) measurements.
 //
 // Guarantee: at least once: Librato counts a measurement that comes again into a summary of that time. Requests that were
-// answered are not sent again while this process lives; one that is refused for good is told apart by rollup.
+// answered are not sent again while this process lives. Librato refuses a request or takes it, as a whole. What is refused
+// for good is told apart by rollup. The service itself has ended: this is for what speaks its API, by `api`.
 //
 // Not here: when to try again (worker), which samples there are (sink.View).
 package librato
@@ -187,7 +188,7 @@ func (e *encoder) encode(r *proto.Rollup) {
 				e.setTags(entity.Labels, e.device)
 			}
 			b := append(e.text, `{"name":"`...)
-			b = appendName(b, e.prefix+s.Name)
+			b = appendName(b, e.prefix, s.Name)
 			b = sink.AppendJSONNumber(append(b, `","value":`...), s.Value)
 			b = append(append(b, `,"tags":`...), e.tags...)
 			b = at.Append(append(b, `,"time":`...))
@@ -231,12 +232,19 @@ func appendClean(dst []byte, s string, most int, keep func(rune) bool) []byte {
 	return dst
 }
 
-// appendName appends a metric's name: "/" becomes ".". Heapster's range of characters kept more than it meant, and "-"
-// not; so it is here, save for a backslash, which is not written as such.
-func appendName(dst []byte, s string) []byte {
-	return appendClean(dst, strings.ReplaceAll(s, "/", "."), maxName, func(c rune) bool {
-		return alphanumeric(c) || c == '.' || c >= ':' && c <= '_' && c != '\\'
-	})
+// appendName appends a metric's name behind a prefix: "/" becomes ".". Heapster's range of characters kept more than it
+// meant, and "-" not; so it is here, save for a backslash, which is not written as such.
+func appendName(dst []byte, prefix, name string) []byte {
+	keep := func(c rune) bool { return alphanumeric(c) || c == '.' || c >= ':' && c <= '_' && c != '\\' }
+	from := len(dst)
+	dst = appendClean(dst, prefix, maxName, func(c rune) bool { return c == '/' || keep(c) })
+	dst = appendClean(dst, name, maxName-(len(dst)-from), func(c rune) bool { return c == '/' || keep(c) })
+	for i := from; i < len(dst); i++ {
+		if dst[i] == '/' {
+			dst[i] = '.'
+		}
+	}
+	return dst
 }
 
 func appendTagKey(dst []byte, s string) []byte {

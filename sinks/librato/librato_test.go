@@ -2,14 +2,12 @@ package librato
 
 import (
 	"encoding/json"
-	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/heapstream/heapstream/proto"
-	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
 
@@ -19,8 +17,7 @@ var suite = sinktest.Suite{
 	Names: func(tb testing.TB, r *proto.Rollup) []string {
 		return encoded(build(tb, "librato:?username=u&token=t"), r)
 	},
-	// It refuses requests as a whole.
-	Without:   []sinktest.Mood{sinktest.HalfRefuses},
+	Without:   map[sinktest.Mood]string{sinktest.HalfRefuses: "Librato refuses a request or takes it, as a whole."},
 	LoginHint: "check `username`",
 }
 
@@ -35,15 +32,7 @@ func BenchmarkWrite(b *testing.B) {
 
 func build(tb testing.TB, target string) *api {
 	tb.Helper()
-	t, err := sink.ParseTarget(target)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s, err := New(t, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Log: slog.New(slog.DiscardHandler), Version: "test"})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return s.(*api)
+	return sinktest.New[*api](tb, Kind, target)
 }
 
 func encoded(s *api, r *proto.Rollup) (all []string) {
@@ -112,7 +101,7 @@ func TestMeasurements(t *testing.T) {
 }
 
 func TestLongNamesAreCut(t *testing.T) {
-	if n := len(appendName(nil, strings.Repeat("é", 1000))); n != 255 {
+	if n := len(appendName(nil, "p.", strings.Repeat("é", 1000))); n != 255 {
 		t.Errorf("a name has %d bytes", n)
 	}
 	if n := len(appendTagKey(nil, strings.Repeat("k", 1000))); n != 64 {

@@ -11,6 +11,9 @@ import (
 	"github.com/heapstream/heapstream/sinks/sink"
 )
 
+// oneLine keeps a message on its line: a line break would look like another event.
+var oneLine = strings.NewReplacer("\n", `\n`, "\r", `\r`)
+
 // events writes Kubernetes events.
 type events struct {
 	out    io.Writer // nil: log
@@ -45,8 +48,7 @@ func (s *events) Write(_ context.Context, batch []sink.Message) error {
 	}
 	for i := range batch {
 		if e := batch[i].Event; s.common.Passes(e) {
-			// A line break would look like another event.
-			fmt.Fprintf(&s.buf, "   %s (cnt:%d): %s\n", e.Time(), e.Times(), strings.NewReplacer("\n", `\n`, "\r", `\r`).Replace(e.Message))
+			fmt.Fprintf(&s.buf, "   %s (cnt:%d): %s\n", e.Time(), e.Times(), oneLine.Replace(e.Message))
 		}
 	}
 	switch {

@@ -6,7 +6,8 @@
 // goes to the program's standard output, or to its log where it has none. Events are a line each, under a
 // line for each batch of them.
 //
-// Guarantee: at least once. What was written before a crash and not acknowledged is written again.
+// Guarantee: at least once. What was written before a crash and not acknowledged is written again. The program's own
+// output can fail and be slow, and knows no answers, refusals, certificates or logins.
 //
 // Not here: the program's own log (log/slog, handed in everywhere).
 package log

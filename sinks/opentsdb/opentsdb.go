@@ -14,8 +14,9 @@
 // raised at the TSD.
 //
 // Guarantee: exactly once, by overwriting: OpenTSDB keeps one value for a series and a time, and the same value
-// written again is no conflict. Points that it refuses for good (an unknown metric where it may not create
-// them, too many tags) are told apart by its answer.
+// written again is no conflict. A TSD would answer before its storage has the points, and lose them silently when the
+// storage fails; it is asked to wait (`sync`), which Heapster did not, and sync=false is Heapster's way. Points that it
+// refuses for good (an unknown metric where it may not create them, too many tags) are told apart by its answer.
 //
 // Not here: when to try again (worker), which samples there are (sink.View).
 package opentsdb
@@ -47,6 +48,7 @@ type tsd struct {
 	header   http.Header
 	batch    int // points a request
 	maxBytes int // bytes a request
+	sync     bool
 	body     []byte
 }
 
@@ -75,6 +77,9 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		o.Warn("the path in the address is not used")
 	}
 	s.put = scheme + "://" + host + "/api/put?summary&details"
+	if s.sync = o.Bool("sync", true); s.sync {
+		s.put += "&sync"
+	}
 	s.client = post.New("OpenTSDB at "+host, o.HTTP())
 	if err := o.Done(); err != nil {
 		return nil, err
@@ -143,7 +148,7 @@ func (s *tsd) send(ctx context.Context, from, to int) ([]sink.Refused, error) {
 		return nil, nil
 	case a.OK() && !isJSON:
 		return nil, s.client.Nonsense("write to", a)
-	case (a.Code == http.StatusBadRequest || a.OK()) && len(said.Errors) > 0:
+	case (a.Code == http.StatusBadRequest || a.OK()) && (len(said.Errors) > 0 || s.sync && said.Failed > 0):
 		return s.refused(said, from, to)
 	case a.Code == http.StatusBadRequest && isJSON, a.Code == http.StatusRequestEntityTooLarge:
 		return nil, sink.Permanent(s.client.Failure("write to", a, said.Error.Message, ""))
@@ -169,7 +174,7 @@ type answer struct {
 
 // passing are the beginnings of what OpenTSDB says of a point that it could not store, though there is nothing
 // wrong with it.
-var passing = []string{"Please throttle writes", "Storage exception", "HBase error", "Write timedout"}
+var passing = []string{"Please throttle", "Timeout exception", "Unexpected exception", "Storage exception", "HBase error", "Write timedout"}
 
 // refused finds the points [from, to) that an answer refuses.
 func (s *tsd) refused(said answer, from, to int) ([]sink.Refused, error) {
@@ -197,6 +202,9 @@ func (s *tsd) refused(said answer, from, to int) ([]sink.Refused, error) {
 				Message: s.enc.points[i].message, Samples: 1, Part: string(s.enc.point(i)), Reason: "refused by OpenTSDB: " + sink.Excerpt([]byte(reason)),
 			})
 		}
+	}
+	if len(said.Errors) < said.Failed && s.sync { // the others are those that its storage did not take
+		return refused, fmt.Errorf("write to %s: its storage did not take %d points", s.client.Who(), said.Failed-len(said.Errors))
 	}
 	if len(refused) < said.Failed { // some it does not name: which messages they are of is found out by halves
 		return nil, sink.Permanent(fmt.Errorf("write to %s: %d points refused, of which it names %d: %s",

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"math"
 	"net/http"
 	"regexp"
@@ -46,15 +45,7 @@ func BenchmarkWrite(b *testing.B) {
 
 func build(tb testing.TB, target string) *tsd {
 	tb.Helper()
-	t, err := sink.ParseTarget(target)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s, err := New(t, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Log: slog.New(slog.DiscardHandler), Version: "test"})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return s.(*tsd)
+	return sinktest.New[*tsd](tb, Kind, target)
 }
 
 func encoded(s *tsd, rollups ...*proto.Rollup) (points []string) {
@@ -113,7 +104,7 @@ func newFake(t *testing.T, r sinktest.Reach) *fake {
 			return user == "heapster" && password == sinktest.RightPassword
 		},
 		Take: func(w http.ResponseWriter, r *http.Request, body []byte, m sinktest.Mood) {
-			if r.Method != http.MethodPost || r.URL.Path != "/api/put" || r.Header.Get("Content-Type") != "application/json" || len(body) > 40960 {
+			if r.Method != http.MethodPost || r.URL.Path != "/api/put" || r.Header.Get("Content-Type") != "application/json" || r.URL.RawQuery != "summary&details&sync" || len(body) > 40960 {
 				t.Errorf("a TSD does not take %s %s of %d bytes as %q", r.Method, r.URL, len(body), r.Header.Get("Content-Type"))
 			}
 			points := []json.RawMessage{body}
@@ -214,7 +205,11 @@ func TestAnswersDecideWhatHappensNext(t *testing.T) {
 		}
 	}
 	check(400, `{"failed":1,"errors":[{"datapoint":{"metric":"a"},"error":"Please throttle writes: 10000 RPCs waiting"}]}`, "passing", "throttle")
-	check(400, `{"failed":9,"errors":[{"datapoint":{"metric":"a"},"error":"Unknown metric"}]}`, "permanent", "9 points refused, of which it names 0")
+	check(400, `{"failed":1,"errors":[{"datapoint":{"metric":"a"},"error":"Please throttle"}]}`, "passing", "throttle")
+	check(400, `{"failed":1,"errors":[{"datapoint":{"metric":"a"},"error":"Unexpected exception"}]}`, "passing", "Unexpected")
+	check(200, `{"success":3,"failed":2,"errors":[]}`, "passing", "2 points")
+	check(400, `{"success":3,"failed":2,"errors":[{"datapoint":{"metric":"a"},"error":"Unknown metric"}]}`, "passing", "did not take 1 points")
+	check(400, `{"failed":1,"errors":[{"datapoint":{"metric":"a"},"error":"Unknown metric"}]}`, "permanent", "1 points refused, of which it names 0")
 	check(400, `{"error":{"code":400,"message":"Unable to parse the given JSON"}}`, "permanent", "Unable to parse")
 	check(400, `{"error":{"code":400,"message":"Chunked request not supported."}}`, "permanent", "Chunked")
 	check(413, `too large`, "permanent", "too large")
@@ -225,8 +220,8 @@ func TestAnswersDecideWhatHappensNext(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	for target, want := range map[string]string{
-		"opentsdb": "http://127.0.0.1:4242/api/put?summary&details", "opentsdb:http://h": "http://h:4242/api/put?summary&details",
-		"opentsdb:https://h:1": "https://h:1/api/put?summary&details", "opentsdb:h:1": "http://h:1/api/put?summary&details",
+		"opentsdb": "http://127.0.0.1:4242/api/put?summary&details&sync", "opentsdb:http://h": "http://h:4242/api/put?summary&details&sync",
+		"opentsdb:https://h:1": "https://h:1/api/put?summary&details&sync", "opentsdb:h:1": "http://h:1/api/put?summary&details&sync",
 	} {
 		if got := build(t, target).put; got != want {
 			t.Errorf("%s writes to %s, want %s", target, got, want)

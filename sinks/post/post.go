@@ -5,11 +5,14 @@
 // success, with what an operator can do about it; which answers mean a refusal for good is the room's to
 // say.
 //
+// A [Gzip] compresses what is sent.
+//
 // Not here: what is sent (a package for each destination), when to try again (worker).
 package post
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -50,6 +53,8 @@ type Answer struct {
 	Status string
 	Header http.Header
 	Body   []byte
+
+	Trailer http.Header // what came after the body
 }
 
 // OK reports whether the answer is one of success.
@@ -84,7 +89,7 @@ func (c *Client) Do(ctx context.Context, method, address string, header http.Hea
 	if len(said) > maxAnswer {
 		return Answer{}, fmt.Errorf("ask %s: its answer is longer than %d bytes", c.who, maxAnswer)
 	}
-	return Answer{Code: resp.StatusCode, Status: resp.Status, Header: resp.Header, Body: said}, nil
+	return Answer{Code: resp.StatusCode, Status: resp.Status, Header: resp.Header, Body: said, Trailer: resp.Trailer}, nil
 }
 
 // lent is a request's memory, which the transport may still read after its answer or its error is known.
@@ -164,4 +169,26 @@ func (c *Client) Nonsense(what string, a Answer) error {
 // Basic is the value of an Authorization header for a user and a password.
 func Basic(user, password string) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+}
+
+// Gzip compresses bodies of requests at the level that costs least. It is for one goroutine; its memory serves one body
+// after the other.
+type Gzip struct{ w *gzip.Writer }
+
+// NewGzip makes one.
+func NewGzip() *Gzip {
+	w, _ := gzip.NewWriterLevel(io.Discard, gzip.BestSpeed) // the level is one there is
+	return &Gzip{w}
+}
+
+// Append appends the compressed body to dst.
+func (z *Gzip) Append(dst *bytes.Buffer, body []byte) error {
+	z.w.Reset(dst)
+	if _, err := z.w.Write(body); err != nil {
+		return fmt.Errorf("compress request: %w", err)
+	}
+	if err := z.w.Close(); err != nil {
+		return fmt.Errorf("compress request: %w", err)
+	}
+	return nil
 }

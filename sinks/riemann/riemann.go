@@ -15,7 +15,9 @@
 //
 // Guarantee: at least once. Riemann's index has one event for a host and a service, so there a repeated one
 // overwrites; streams see it twice. Messages that were answered are not sent again while this process lives. One
-// that Riemann answers with an error is refused for good, and told apart by rollup.
+// that Riemann answers with an error is refused for good, and told apart by rollup: Riemann refuses a message or takes
+// it, and does not say which event it is about. Riemann knows no login: it may ask for a client's certificate (`cert`,
+// `key`).
 //
 // Not here: when to try again (worker), which samples there are (sink.View).
 package riemann

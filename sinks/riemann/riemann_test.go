@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"log/slog"
 	"math"
 	"net"
 	"slices"
@@ -33,9 +32,8 @@ var suite = sinktest.Suite{
 		}
 		return names
 	},
-	// It has no login; and a message is refused or taken as a whole, so that half refusing is refusing.
-	Without: []sinktest.Mood{sinktest.HalfRefuses},
-	NoLogin: true,
+	Without: map[sinktest.Mood]string{sinktest.HalfRefuses: "Riemann refuses a message or takes it, and does not say which event it is about."},
+	NoLogin: "Riemann knows no login: it may ask for a client's certificate (`cert`, `key`).",
 }
 
 func TestMain(m *testing.M) { suite.Main(m) }
@@ -45,20 +43,12 @@ func TestContract(t *testing.T) { suite.Run(t) }
 func BenchmarkWrite(b *testing.B) {
 	f := newFake(b, sinktest.Reach{})
 	f.blind = true
-	suite.Bench(b, "riemann:tcp://"+f.Addr(), nil)
+	suite.Bench(b, "riemann:tcp://"+f.Addr(), f.Bytes)
 }
 
 func build(tb testing.TB, target string) *server {
 	tb.Helper()
-	t, err := sink.ParseTarget(target)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s, err := New(t, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return s.(*server)
+	return sinktest.New[*server](tb, Kind, target)
 }
 
 // events names the events of a message: all of their fields, but without the value.

@@ -344,6 +344,9 @@ func renamed(all []rename, name string) string {
 	return name
 }
 
+// Renamed is the name under which a metric is written.
+func (v *View) Renamed(name string) string { return renamed(v.renames, name) }
+
 // extra is how a name outside of the catalogue is written.
 type extra struct {
 	name string

@@ -151,6 +151,40 @@ func (o *Options) Secret(name, def string) string {
 	return def
 }
 
+// Fresh is Secret for one that is rotated, such as a token: what it returns is the secret, read anew from its file at
+// each call, or "" where none is given. A file that cannot be read now is a complaint, later an error.
+func (o *Options) Fresh(name string) func() (string, error) {
+	secret := o.Secret(name, "")
+	file, inFile := o.get(name + "_file")
+	if !inFile {
+		return func() (string, error) { return secret, nil }
+	}
+	return fresh(name+"_file", file)
+}
+
+// FreshFile is the same for an option that is the name of a file and has no other form.
+func (o *Options) FreshFile(name string) func() (string, error) {
+	file, given := o.get(name)
+	if !given {
+		return func() (string, error) { return "", nil }
+	}
+	read := fresh(name, file)
+	if _, err := read(); err != nil {
+		o.Complain("%w", err)
+	}
+	return read
+}
+
+func fresh(name, file string) func() (string, error) {
+	return func() (string, error) {
+		s, err := readSecret(file)
+		if err != nil {
+			return "", fmt.Errorf("`%s`: %w", name, err)
+		}
+		return s, nil
+	}
+}
+
 // Meaningless accepts an option that Heapster had and that has no meaning any more, with a warning that
 // says why.
 func (o *Options) Meaningless(name, why string) {

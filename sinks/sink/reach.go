@@ -34,7 +34,9 @@ func Reach(who string, err error) error {
 	case errors.As(err, &authority):
 		hint = "its certificate is signed by nobody we trust: give `cacert`, or insecuressl=true"
 	case errors.As(err, &name):
-		hint = "its certificate is for another name"
+		hint = "its certificate is for another name: give the address by a name that it is for, or have one issued for this name"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		hint = "its certificate has expired, or is not valid yet: have it renewed, or set the clock of this machine"
 	case errors.As(err, &invalid), errors.As(err, &verify):
 		hint = "its certificate is not valid"
 	case errors.As(err, &record), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):

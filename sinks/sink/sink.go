@@ -97,6 +97,12 @@ type Kind struct {
 	// name of the sink, by which its position is kept; all other options may change without losing it.
 	Identity []string
 
+	// Gather is set where a Write becomes one thing at the destination, such as a file, that is named by its first
+	// message: how long the worker may wait for more messages before it writes. It then acknowledges a batch from its
+	// end, so that after a crash in between the same message is the first again, and the same name is written over.
+	// Nil where nothing is to be waited for.
+	Gather func(Target) time.Duration
+
 	// New checks the target's options and builds the sink. It opens nothing, starts nothing and does not
 	// block: a destination that is down at start is found out by the first Write. It is called once for
 	// each unit of `concurrency`; sinks of one target share nothing. Nil where it takes no rollups.

@@ -156,7 +156,7 @@ func (e *Entity) Samples(yield func(*proto.Sample) bool) {
 			if !ok || !finite(value) {
 				continue
 			}
-			s = proto.Sample{Metric: m.Metric, Name: m.as, Value: value, Counter: m.Shape == proto.Counter, Device: dev}
+			s = proto.Sample{Metric: m.Metric, Name: m.as, Value: value, Counter: m.Shape == proto.Counter, Device: dev, Row: d}
 			if !yield(&s) {
 				return
 			}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -44,7 +45,8 @@ func SwallowHTTP(tb testing.TB, code int, answer string) *Swallow {
 	return s
 }
 
-// SwallowTCP reads connections and says nothing.
+// SwallowTCP reads connections to their end, ends its half then, which is how a sink knows that all was read, and says
+// nothing.
 func SwallowTCP(tb testing.TB) *Swallow {
 	tb.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
@@ -55,7 +57,7 @@ func SwallowTCP(tb testing.TB) *Swallow {
 	counted := &counting{lis, s}
 	var readers sync.WaitGroup
 	var mu sync.Mutex
-	var open []net.Conn
+	open := map[net.Conn]bool{}
 	readers.Go(func() {
 		for {
 			c, err := counted.Accept()
@@ -63,15 +65,21 @@ func SwallowTCP(tb testing.TB) *Swallow {
 				return
 			}
 			mu.Lock()
-			open = append(open, c)
+			open[c] = true
 			mu.Unlock()
-			readers.Go(func() { _, _ = io.Copy(io.Discard, c) })
+			readers.Go(func() {
+				_, _ = io.Copy(io.Discard, c)
+				mu.Lock()
+				delete(open, c)
+				mu.Unlock()
+				_ = c.Close()
+			})
 		}
 	})
 	tb.Cleanup(func() {
 		_ = lis.Close()
 		mu.Lock()
-		for _, c := range open {
+		for c := range open {
 			_ = c.Close()
 		}
 		mu.Unlock()
@@ -136,10 +144,28 @@ const (
 	benchTicks                             = 25
 )
 
-// Bench measures how fast a sink writes rollups of 8 nodes with 30 pods of 2 containers each: samples/s, and bytes a
-// sample as the destination counted them. The first part, write, is Write alone, of batches that are decoded
-// already; the second, feed, is all that a worker does: read from a bus in this process, decode, write,
-// acknowledge. target is a whole value of --sink; bytes is read before and after, and may be nil.
+// benchNode is Node of which the pods are its own: two nodes with a pod of one uid would be series that change hands at
+// every tick.
+func benchNode(node, n int) *proto.Rollup {
+	r := Node(fmt.Sprintf("node-%03d", node), benchPods, benchContainers, n)
+	pod := node * benchPods
+	for i := range r.Entities {
+		if e := &r.Entities[i]; e.Kind == proto.KindPod {
+			e.Name, e.UID = fmt.Sprintf("web-7d8f9c-%05d", pod), fmt.Sprintf("c0ffee00-0000-4000-8000-%012d", pod)
+			pod++
+		}
+	}
+	return r
+}
+
+// Bench measures how fast a sink writes rollups of 8 nodes with 30 pods of 2 containers each: samples/s; wireB/sample, as
+// the destination counted them; and B/sample, what is allocated. Samples are those that the sink makes of the rollups.
+// The first part, write, is Write alone, of batches that are decoded already; the second, feed, is all that a worker
+// does: read from a bus in this process, decode, write, acknowledge. It is left out with -short:
+//
+//	go test -run xxx -bench BenchmarkWrite -short ./sinks/...
+//
+// target is a whole value of --sink; bytes is read before and after, and is nil for what is written to Deps.Out.
 //
 //	func BenchmarkWrite(b *testing.B) {
 //		s := sinktest.SwallowHTTP(b, 204, "")
@@ -152,8 +178,12 @@ func (s *Suite) Bench(b *testing.B, target string, bytes func() int64) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	var out counter
+	if bytes == nil {
+		bytes = out.n.Load
+	}
 	one, err := s.Kind.New(t, sink.Deps{
-		Cluster: cluster, Labels: proto.DefaultLabelFormat(), Timeout: time.Minute, Version: "test", Log: slog.New(slog.DiscardHandler), Out: io.Discard,
+		Cluster: cluster, Labels: proto.DefaultLabelFormat(), Timeout: time.Minute, Version: "test", Log: slog.New(slog.DiscardHandler), Out: &out,
 	})
 	if err != nil {
 		b.Fatal(err)
@@ -168,7 +198,7 @@ func (s *Suite) Bench(b *testing.B, target string, bytes func() int64) {
 	var batches [ticks][]sink.Message
 	for n := range batches {
 		for node := range benchNodes {
-			r := Node(fmt.Sprintf("node-%03d", node), benchPods, benchContainers, n)
+			r := benchNode(node, n)
 			data, err := enc.Rollup(r)
 			if err != nil {
 				b.Fatal(err)
@@ -180,25 +210,58 @@ func (s *Suite) Bench(b *testing.B, target string, bytes func() int64) {
 	samples /= ticks
 	b.Run(fmt.Sprintf("write/nodes=%d/pods=%d", benchNodes, benchPods), func(b *testing.B) {
 		b.ReportAllocs()
-		from := int64(0)
-		if bytes != nil {
-			from = bytes()
-		}
-		n := 0
+		write, done := guarded(b, one)
+		defer done()
+		write(batches[0]) // connections and buffers are there from now on
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		from, n := bytes(), 0
 		for b.Loop() {
-			if err := one.Write(b.Context(), batches[n%ticks]); err != nil {
-				b.Fatal(err)
-			}
+			write(batches[n%ticks])
 			n++
 		}
-		b.ReportMetric(float64(samples)*float64(n)/b.Elapsed().Seconds(), "samples/s")
-		if bytes != nil {
-			b.ReportMetric(float64(bytes()-from)/float64(samples)/float64(n), "B/sample")
-		}
+		runtime.ReadMemStats(&after)
+		all := float64(samples) * float64(n)
+		b.ReportMetric(all/b.Elapsed().Seconds(), "samples/s")
+		b.ReportMetric(float64(bytes()-from)/all, "wireB/sample")
+		b.ReportMetric(float64(after.TotalAlloc-before.TotalAlloc)/all, "B/sample")
 	})
+	if testing.Short() {
+		return
+	}
 	b.Run(fmt.Sprintf("feed/nodes=%d/pods=%d", benchNodes, benchPods), func(b *testing.B) {
 		s.feed(b, target, float64(samples)/benchNodes)
 	})
+}
+
+// benchPatience bounds a wait of a benchmark: go test's own -timeout does not run while benchmarks do.
+const benchPatience = 2 * time.Minute
+
+// guarded is Write that fails the benchmark where the destination refuses, or does not answer within benchPatience;
+// done ends the guard. A Write costs no allocation more than without it.
+func guarded(b *testing.B, one sink.Sink) (write func([]sink.Message), done func()) {
+	b.Helper()
+	ctx, cancel := context.WithCancelCause(b.Context())
+	guard := time.AfterFunc(benchPatience, func() { cancel(fmt.Errorf("not written within %v", benchPatience)) })
+	write = func(batch []sink.Message) {
+		guard.Reset(benchPatience)
+		if err := one.Write(ctx, batch); err != nil {
+			b.Fatal(err, context.Cause(ctx))
+		}
+	}
+	return write, func() {
+		guard.Stop()
+		cancel(nil)
+	}
+}
+
+// counter counts what is written.
+type counter struct{ n atomic.Int64 }
+
+// Write takes all.
+func (c *counter) Write(p []byte) (int, error) {
+	c.n.Add(int64(len(p)))
+	return len(p), nil
 }
 
 // feed has a worker write what a stream holds, over and over.
@@ -209,7 +272,7 @@ func (s *Suite) feed(b *testing.B, target string, perNode float64) {
 	enc, pub := proto.NewEncoder(), conn.Publisher(bus.PublisherConfig{})
 	for n := range benchTicks {
 		for node := range benchNodes {
-			r := Node(fmt.Sprintf("node-%03d", node), benchPods, benchContainers, n)
+			r := benchNode(node, n)
 			data, err := enc.Rollup(r)
 			if err != nil {
 				b.Fatal(err)
@@ -223,27 +286,33 @@ func (s *Suite) feed(b *testing.B, target string, perNode float64) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	n := feed(b, conn, bus.RollupsStream(cluster), benchNodes*benchTicks, worker.Config{Kind: s.Kind, Target: t})
+	b.ReportMetric(perNode*benchNodes*benchTicks*float64(n)/b.Elapsed().Seconds(), "samples/s")
+}
+
+// feed has a worker write the messages that a stream holds, from the first to the last, n times.
+func feed(b *testing.B, conn *bus.Conn, stream string, messages int, cfg worker.Config) (n int) {
+	b.Helper()
+	cfg.Name, cfg.Clusters, cfg.Owner = "contract", []string{cluster}, "test"
+	cfg.SinkDeps = sink.Deps{Labels: proto.DefaultLabelFormat(), Timeout: time.Minute, Version: "test", Out: io.Discard}
 	b.ReportAllocs()
-	n := 0
 	for b.Loop() {
 		n++
-		if err := conn.RemoveDurable(b.Context(), bus.RollupsStream(cluster), bus.SinkDurable("contract")); err != nil {
+		if err := conn.RemoveDurable(b.Context(), stream, bus.SinkDurable(cfg.Name)); err != nil {
 			b.Fatal(err)
 		}
 		registry := prometheus.NewRegistry()
-		w, err := worker.New(worker.Config{
-			Name: "contract", Kind: s.Kind, Target: t, Clusters: []string{cluster}, Owner: "test",
-			SinkDeps: sink.Deps{Labels: proto.DefaultLabelFormat(), Timeout: time.Minute, Version: "test", Out: io.Discard},
-		}, worker.Deps{Bus: conn, Log: slog.New(slog.DiscardHandler), Telemetry: worker.NewTelemetry(registry)})
+		w, err := worker.New(cfg, worker.Deps{Bus: conn, Log: slog.New(slog.DiscardHandler), Telemetry: worker.NewTelemetry(registry)})
 		if err != nil {
 			b.Fatal(err)
 		}
 		ctx, stop := context.WithCancel(b.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- w.Run(ctx) }()
-		for deadline := time.Now().Add(2 * time.Minute); telemetry(b, registry, "heapstream_sink_rollups_written_total") < benchNodes*benchTicks; time.Sleep(time.Millisecond) {
+		written := func() float64 { return telemetry(b, registry, "heapstream_sink_messages_written_total") }
+		for deadline := time.Now().Add(benchPatience); written() < float64(messages); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
-				b.Error("not written within 2 min")
+				b.Errorf("%v of %d messages written within %v", written(), messages, benchPatience)
 				break
 			}
 		}
@@ -251,6 +320,9 @@ func (s *Suite) feed(b *testing.B, target string, perNode float64) {
 		if err := <-ended; err != nil {
 			b.Fatal(err)
 		}
+		if b.Failed() {
+			break
+		}
 	}
-	b.ReportMetric(perNode*benchNodes*benchTicks*float64(n)/b.Elapsed().Seconds(), "samples/s")
+	return n
 }

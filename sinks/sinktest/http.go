@@ -1,7 +1,6 @@
 package sinktest
 
 import (
-	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
@@ -9,8 +8,6 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -29,15 +26,18 @@ type HTTP struct {
 	Take func(w http.ResponseWriter, r *http.Request, body []byte, m Mood)
 	// LoggedIn reports whether a request has the right login; not asked where none is wanted.
 	LoggedIn func(r *http.Request) bool
+	// HTTP2 says that HTTP/2 is spoken, too: with prior knowledge where there is no TLS, as gRPC has it.
+	HTTP2 bool
 
 	tb     testing.TB
 	reach  Reach
 	net    *Listener
 	server *httptest.Server
-	ca     string
+	tls    *TLS
 
 	mu      sync.Mutex
 	mood    Mood
+	forgot  bool          // the login
 	changed chan struct{} // closed when the mood changes
 	holds   map[string]int
 	taking  sync.Mutex
@@ -47,17 +47,24 @@ type HTTP struct {
 func StartHTTP(tb testing.TB, r Reach, h *HTTP) *HTTP {
 	tb.Helper()
 	h.tb, h.reach, h.net, h.holds, h.changed = tb, r, Listen(tb), map[string]int{}, make(chan struct{})
+	h.forgot = r.Fault == LoginForgotten
 	h.server = httptest.NewUnstartedServer(h)
 	h.server.Config.ErrorLog = log.New(io.Discard, "", 0) // refused certificates are wanted
 	_ = h.server.Listener.Close()
 	h.server.Listener = h.net
+	if h.HTTP2 {
+		h.server.EnableHTTP2, h.server.Config.Protocols = true, new(http.Protocols)
+		h.server.Config.Protocols.SetHTTP1(true)
+		h.server.Config.Protocols.SetHTTP2(true)
+		h.server.Config.Protocols.SetUnencryptedHTTP2(true)
+	}
 	if r.TLS {
-		h.server.StartTLS()
-		h.ca = filepath.Join(tb.TempDir(), "ca.pem")
-		cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: h.server.Certificate().Raw})
-		if err := os.WriteFile(h.ca, cert, 0o600); err != nil {
-			tb.Fatal(err)
+		h.tls = NewTLS(tb, r)
+		h.server.TLS = h.tls.Config()
+		if h.HTTP2 {
+			h.server.TLS.NextProtos = []string{"h2", "http/1.1"}
 		}
+		h.server.StartTLS()
 	} else {
 		h.server.Start()
 	}
@@ -80,7 +87,7 @@ func (h *HTTP) Options(r Reach) string {
 		options = "timeout=300ms"
 	}
 	if r.TLS && !r.Untrusted {
-		options += "&cacert=" + h.ca
+		options += "&cacert=" + h.tls.CAFile
 	}
 	return options
 }
@@ -106,6 +113,16 @@ func (h *HTTP) Behave(m Mood) {
 	if m != Stalled && m != HangsUp { // those are known here when the request is complete
 		h.net.Behave(m)
 	}
+}
+
+// Repair ends the fault.
+func (h *HTTP) Repair() {
+	if h.tls != nil {
+		h.tls.Repair()
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.forgot = false
 }
 
 // Store notes that samples of these names are written; where once is set, those that are there already stay
@@ -136,9 +153,9 @@ func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.mu.Lock()
-	mood, changed := h.mood, h.changed
+	mood, changed, forgot := h.mood, h.changed, h.forgot
 	h.mu.Unlock()
-	if h.reach.Login && !h.LoggedIn(r) {
+	if h.reach.Login && (forgot || !h.LoggedIn(r)) {
 		http.Error(w, "who are you?", http.StatusUnauthorized)
 		return
 	}
@@ -167,6 +184,20 @@ func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.taking.Lock()
 	defer h.taking.Unlock()
 	h.Take(w, r, body, mood)
+}
+
+// New builds a sink of rollups, of cluster default. Who has it write closes it.
+func New[S sink.Sink](tb testing.TB, k sink.Kind, target string) S {
+	tb.Helper()
+	t, err := sink.ParseTarget(target)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s, err := k.New(t, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Timeout: time.Minute, Version: "test", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return s.(S)
 }
 
 // Complains checks that a target is refused with all of the complaints.

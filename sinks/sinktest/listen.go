@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -11,6 +12,8 @@ import (
 // network's: Down, Stalled, HangsUp, CutsOff. In every other mood it is an ordinary one.
 type Listener struct {
 	net.Listener
+
+	bytes atomic.Int64
 
 	mu      sync.Mutex
 	mood    Mood
@@ -89,6 +92,7 @@ var errCut = errors.New("the test closes the connection")
 // Read reads as the mood allows.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	c.l.bytes.Add(int64(n))
 	c.l.mu.Lock()
 	mood, changed := c.l.mood, c.l.changed
 	if mood == CutsOff {
@@ -122,3 +126,6 @@ func (c *conn) Close() error {
 	}
 	return c.Conn.Close()
 }
+
+// Bytes is how many were read of all connections.
+func (l *Listener) Bytes() int64 { return l.bytes.Load() }

@@ -21,11 +21,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"go/parser"
+	"go/token"
 	"io"
 	"log/slog"
 	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -68,12 +71,17 @@ func (m Mood) String() string { return moods[m] }
 // Refused is the metric whose samples a destination refuses in the mood HalfRefuses.
 const Refused = "memory/usage"
 
+// RefusedMessage is what the messages of those events begin with that a destination refuses in the mood HalfRefuses. They
+// are longer than others, for those that refuse by size.
+const RefusedMessage = "refuse me"
+
 // Reach is how a sink is told to reach its destination.
 type Reach struct {
-	TLS        bool // the destination speaks TLS
-	Untrusted  bool // the sink is not told whose certificates to trust
-	Login      bool // the destination wants a login
-	WrongLogin bool // and the sink has a wrong one
+	TLS        bool  // the destination speaks TLS
+	Untrusted  bool  // the sink is not told whose certificates to trust
+	Login      bool  // the destination wants a login
+	WrongLogin bool  // and the sink has a wrong one
+	Fault      Fault // of the destination, until it is repaired
 }
 
 // Backend is a destination under control of the test.
@@ -95,13 +103,17 @@ type Suite struct {
 	Start func(t *testing.T, r Reach) Backend
 	// Names are the samples of a rollup as a sink without options writes it, named as Holds does.
 	Names func(tb testing.TB, r *proto.Rollup) []string
+	// EventNames, set instead of Names for a contract of events, are the names of an event, which is one sample here.
+	// In the mood HalfRefuses the destination refuses those whose message begins with RefusedMessage.
+	EventNames func(tb testing.TB, e *proto.Event) []string
 	// IsRefused reports whether a name is one of what the destination refuses in the mood HalfRefuses. If
 	// nil, those names are that a rollup lacks without the metric Refused.
 	IsRefused func(name string) bool
-	// Moods that such a destination cannot have.
-	Without []Mood
-	// NoTLS and NoLogin say that there is no such thing.
-	NoTLS, NoLogin bool
+	// Moods that such a destination cannot have, and why: a sentence of the sink's package comment, which an operator
+	// reads.
+	Without map[Mood]string
+	// NoTLS and NoLogin are set where there is no such thing, and say why in the same way.
+	NoTLS, NoLogin string
 	// LoginHint is what the log says of a wrong login; "check `user`" if empty.
 	LoginHint string
 	// Out, if set, opens what the worker hands to the sink as Deps.Out; closed when the worker has ended.
@@ -112,12 +124,17 @@ type Suite struct {
 const (
 	childBus    = "HEAPSTREAM_SINKTEST_BUS"
 	childTarget = "HEAPSTREAM_SINKTEST_TARGET"
+	childNoun   = "HEAPSTREAM_SINKTEST_NOUN"
 )
 
 // Main runs a package's tests; call it from TestMain.
-func (s *Suite) Main(m *testing.M, ignore ...goleak.Option) {
+func (s *Suite) Main(m *testing.M, ignore ...goleak.Option) { Main(m, []*Suite{s}, ignore...) }
+
+// Main runs the tests of a package with several contracts, of which at most one is of events.
+func Main(m *testing.M, suites []*Suite, ignore ...goleak.Option) {
 	if os.Getenv(childBus) != "" {
-		if err := s.child(); err != nil {
+		i := slices.IndexFunc(suites, func(s *Suite) bool { return s.noun() == os.Getenv(childNoun) })
+		if err := suites[i].child(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -166,7 +183,7 @@ func (s *Suite) worker(conn *bus.Conn, target string, log *slog.Logger, registry
 	}
 	w, err = worker.New(worker.Config{
 		Name: "contract", Kind: s.Kind, Target: t, Clusters: []string{cluster}, Owner: "test", SinkDeps: deps,
-		Retry: quick, Batch: 4, Grace: 100 * time.Millisecond, Check: 10 * time.Millisecond,
+		Events: s.EventNames != nil, Retry: quick, Batch: 4, Grace: 100 * time.Millisecond, Check: 10 * time.Millisecond,
 	}, worker.Deps{Bus: conn, Log: log, Telemetry: worker.NewTelemetry(registry)})
 	return w, done, err
 }
@@ -177,33 +194,67 @@ func (s *Suite) Run(t *testing.T) {
 		t.Fatalf("kind %q does not state its guarantee", s.Kind.Key)
 	}
 	for m := OK; m <= Garbage; m++ {
-		if slices.Contains(s.Without, m) {
-			continue
-		}
 		t.Run(m.String(), func(t *testing.T) {
 			t.Parallel()
+			s.not(t, s.Without[m])
 			s.mood(t, m)
 		})
 	}
-	if !s.NoTLS {
-		t.Run("certificate not trusted", func(t *testing.T) {
+	if s.NoTLS != "" {
+		t.Run("certificates", func(t *testing.T) { s.not(t, s.NoTLS) })
+	} else {
+		t.Run("certificate of an unknown authority", func(t *testing.T) {
 			t.Parallel()
-			s.wrong(t, Reach{TLS: true, Untrusted: true}, Reach{TLS: true}, "certificate")
+			s.wrong(t, Reach{TLS: true, Fault: UnknownCA}, Reach{TLS: true, Untrusted: true}, "give `cacert`")
+		})
+		t.Run("certificate for another name", func(t *testing.T) {
+			t.Parallel()
+			s.wrong(t, Reach{TLS: true, Fault: OtherName}, Reach{TLS: true}, "its certificate is for another name")
+		})
+		t.Run("certificate expired", func(t *testing.T) {
+			t.Parallel()
+			s.wrong(t, Reach{TLS: true, Fault: Expired}, Reach{TLS: true}, "its certificate has expired")
 		})
 	}
-	if !s.NoLogin {
+	if s.NoLogin != "" {
+		t.Run("credentials", func(t *testing.T) { s.not(t, s.NoLogin) })
+	} else {
 		t.Run("credentials wrong", func(t *testing.T) {
 			t.Parallel()
-			s.wrong(t, Reach{Login: true, WrongLogin: true}, Reach{Login: true}, cmp.Or(s.LoginHint, "check `user`"))
+			s.wrong(t, Reach{Login: true, Fault: LoginForgotten}, Reach{Login: true, WrongLogin: true}, cmp.Or(s.LoginHint, "check `user`"))
 		})
 	}
-	if !slices.Contains(s.Without, Down) {
+	if _, never := s.Without[Down]; !never {
 		t.Run("down for ten minutes", s.outage)
 	}
-	t.Run("filtered", s.filtered)
+	if s.EventNames == nil {
+		t.Run("filtered", s.filtered)
+	}
 	t.Run("three at once", s.concurrent)
 	t.Run("stopped in the middle", s.stopped)
 	t.Run("killed in the middle", s.killed)
+}
+
+// not skips what such a destination cannot do, if there is a reason. The sink's package comment must say so.
+func (s *Suite) not(t *testing.T, reason string) {
+	t.Helper()
+	if reason == "" {
+		return
+	}
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments|parser.PackageClauseOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(strings.Join(strings.Fields(f.Doc.Text()), " "), reason) {
+			t.Skip(reason)
+		}
+	}
+	t.Fatalf("the comment of this package does not say why: %s", reason)
 }
 
 // stage is a bus with rollups on it, and a destination.
@@ -241,6 +292,10 @@ var nodes = []string{"node-1", "node-2.example.com"}
 func (st *stage) ticks(from, to int) {
 	st.t.Helper()
 	for n := from; n < to; n++ {
+		if st.s.EventNames != nil {
+			st.events(n)
+			continue
+		}
 		for _, node := range nodes {
 			st.publish(Node(node, 2, 1, n))
 		}
@@ -249,6 +304,36 @@ func (st *stage) ticks(from, to int) {
 		ns.Values.Set(row, proto.CPUUsageRate.Field(), int64(n))
 		st.publish(ns)
 		st.publish(totals(n))
+	}
+}
+
+// events publishes what happened at a tick: of three namespaces, and of something that has none.
+func (st *stage) events(n int) {
+	st.t.Helper()
+	at := Node("", 0, 0, n).Tick.Time().UnixNano()
+	for i, namespace := range []string{"team-00", "team-01", "kube-system", ""} {
+		e := &proto.Event{
+			Cluster: cluster, UID: fmt.Sprintf("uid-%d-%d", n, i), Version: uint64(100*n + i + 1), Namespace: namespace, Name: fmt.Sprintf("web-1.%d", n), Created: at, //nolint:gosec // few
+			Involved: proto.ObjectReference{Kind: "Pod", Namespace: namespace, Name: "web-1", UID: "pod-uid"}, Reason: "Killing", Message: "it is killed", Type: "Normal",
+			Component: "kubelet", Host: nodes[0], First: at, Last: at, Count: 1,
+		}
+		if i == 1 {
+			e.Message = RefusedMessage + strings.Repeat(", please", 250)
+		}
+		data, err := st.enc.Event(e)
+		if err != nil {
+			st.t.Fatal(err)
+		}
+		if _, err := st.pub.Publish(st.t.Context(), bus.Message{Subject: bus.EventsSubject(cluster, namespace), ID: e.ID(), Data: data}); err != nil {
+			st.t.Fatal(err)
+		}
+		for _, name := range st.s.EventNames(st.t, e) {
+			st.in[name]++
+			if strings.HasPrefix(e.Message, RefusedMessage) {
+				st.refused[name]++
+			}
+		}
+		st.rollups++
 	}
 }
 
@@ -404,7 +489,15 @@ func (st *stage) letters() (letters []bus.DeadLetter) {
 }
 
 // failing is what the worker logs when it has to try again.
-const failing = "sink does not take rollups"
+func (s *Suite) failing() string { return "sink does not take " + s.noun() + "s" }
+
+// noun is what the sink is fed with.
+func (s *Suite) noun() string {
+	if s.EventNames != nil {
+		return "event"
+	}
+	return "rollup"
+}
 
 func (s *Suite) mood(t *testing.T, m Mood) {
 	st := s.stage(t, 4, Reach{})
@@ -423,6 +516,9 @@ func (s *Suite) mood(t *testing.T, m Mood) {
 			t.Fatalf("%d samples are held of %d refused", n, len(st.in))
 		}
 	case HalfRefuses:
+		if n := len(st.refused); n == 0 || n == len(st.in) {
+			t.Fatalf("%d of %d samples are to be refused: want some of them", n, len(st.in))
+		}
 		want := maps.Clone(st.in)
 		maps.DeleteFunc(want, func(name string, _ int) bool { return st.refused[name] > 0 })
 		st.complete(want, true)
@@ -430,6 +526,10 @@ func (s *Suite) mood(t *testing.T, m Mood) {
 		for _, l := range st.letters() {
 			if !strings.Contains(l.Reason, "refused") {
 				t.Errorf("letter of message %d has the reason %q", l.Seq, l.Reason)
+			}
+			if s.EventNames != nil {
+				parts++
+				continue
 			}
 			if err := proto.NewDecoder().Rollup(l.Data, new(proto.Rollup)); err != nil {
 				t.Errorf("letter of message %d cannot be re-driven: %v", l.Seq, err)
@@ -440,7 +540,7 @@ func (s *Suite) mood(t *testing.T, m Mood) {
 			t.Errorf("letters name %d refused samples, want %d", parts, len(st.refused))
 		}
 	default:
-		st.until("the worker meets a failure", func() bool { return strings.Contains(st.log.String(), failing) })
+		st.until("the worker meets a failure", func() bool { return strings.Contains(st.log.String(), s.failing()) })
 		if st.lag() == 0 {
 			t.Fatal("something is acknowledged that cannot have been written")
 		}
@@ -449,24 +549,46 @@ func (s *Suite) mood(t *testing.T, m Mood) {
 		if n := len(st.letters()); n > 0 {
 			t.Fatalf("%d letters in DEAD, want none", n)
 		}
-		st.until("the worker says that it goes on", func() bool { return strings.Contains(st.log.String(), "sink takes rollups again") })
+		st.until("the worker says that it goes on", func() bool { return strings.Contains(st.log.String(), "sink takes "+s.noun()+"s again") })
 	}
 	if strings.Contains(st.log.String(), "right-password") {
 		t.Fatal("the log has the password")
 	}
 }
 
-// wrong: a wrong setting is named in the log, costs nothing, and all comes once it is right.
-func (s *Suite) wrong(t *testing.T, bad, good Reach, says string) {
-	st := s.stage(t, 2, good)
-	stop := st.feed(st.backend.Target(bad))
-	st.until("the log names what is wrong", func() bool { return strings.Contains(st.log.String(), says) })
-	stop()
-	if n := len(st.backend.Holds()); n > 0 {
-		t.Fatalf("%d samples are held though the settings are wrong", n)
+// wrong: a fault of the sink's settings, or of the destination, is named in the log with the way out, writes nothing
+// and gives nothing up. The worker goes on where it is by itself once the destination is repaired.
+func (s *Suite) wrong(t *testing.T, at, bad Reach, says string) {
+	st := s.stage(t, 2, at)
+	repairable, ok := st.backend.(Repairable)
+	if !ok {
+		t.Fatalf("a %T cannot be repaired: embed *sinktest.HTTP or *sinktest.Stream, or see TLS", st.backend)
 	}
+	good := Reach{TLS: at.TLS, Login: at.Login}
+	met := func() {
+		t.Helper()
+		said := len(st.log.String())
+		stop := st.feed(st.backend.Target(bad))
+		st.until("the log names what is wrong: "+says, func() bool { return strings.Contains(st.log.String()[said:], says) })
+		stop()
+	}
+	if bad != good {
+		met()
+	}
+	bad = good
+	met()
+	said := len(st.log.String())
 	st.feed(st.backend.Target(good))
-	st.complete(st.in, false)
+	st.until("it is tried again", func() bool { return st.metric("heapstream_sink_writes_retried_total") >= 2 })
+	if st.lag() == 0 || !strings.Contains(st.log.String()[said:], says) {
+		t.Fatalf("%d messages are left and the log says:\n%s", st.lag(), st.log.String()[said:])
+	}
+	if holds, letters := len(st.backend.Holds()), len(st.letters()); holds > 0 || letters > 0 {
+		t.Fatalf("%d samples are held and %d letters are in DEAD though nothing can be written", holds, letters)
+	}
+	repairable.Repair()
+	st.complete(st.in, true)
+	st.until("the worker says that it goes on", func() bool { return strings.Contains(st.log.String()[said:], "sink takes "+s.noun()+"s again") })
 	families, err := st.registry.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -500,13 +622,13 @@ func (s *Suite) outage(t *testing.T) {
 	st.complete(st.in, false)
 	st.backend.Behave(Down)
 	st.ticks(1, 2)
-	st.until("the worker meets a failure", func() bool { return strings.Contains(st.log.String(), failing) })
+	st.until("the worker meets a failure", func() bool { return strings.Contains(st.log.String(), s.failing()) })
 	st.ticks(2, 1+int(10*time.Minute/(15*time.Second)))
-	if n := strings.Count(st.log.String(), failing); n > 1 {
+	if n := strings.Count(st.log.String(), s.failing()); n > 1 {
 		t.Fatalf("the log says %d times that the destination is down, want once", n)
 	}
 	st.backend.Behave(OK)
-	st.until("everything is acknowledged", func() bool { return st.metric("heapstream_sink_rollups_written_total") >= float64(st.rollups) })
+	st.until("everything is acknowledged", func() bool { return st.metric("heapstream_sink_messages_written_total") >= float64(st.rollups) })
 	st.complete(st.in, true)
 	if n := len(st.letters()); n > 0 {
 		t.Fatalf("%d letters in DEAD, want none", n)
@@ -536,7 +658,11 @@ func (s *Suite) several(target string) (three string, can bool) {
 	if err != nil {
 		return target, false
 	}
-	one, err := s.Kind.New(parsed, sink.Deps{Cluster: cluster, Labels: proto.DefaultLabelFormat(), Timeout: time.Second, Log: slog.New(slog.DiscardHandler)})
+	build := s.Kind.New
+	if s.EventNames != nil {
+		build = s.Kind.NewEvents
+	}
+	one, err := build(parsed, sink.Deps{Cluster: cluster, Labels: proto.DefaultLabelFormat(), Timeout: time.Second, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return target, false
 	}
@@ -582,7 +708,7 @@ func (s *Suite) killed(t *testing.T) {
 	}
 	target, _ := s.several(st.backend.Target(Reach{}))
 	child := exec.CommandContext(t.Context(), exe)
-	child.Env = append(os.Environ(), childBus+"="+st.server.URL(), childTarget+"="+target)
+	child.Env = append(os.Environ(), childBus+"="+st.server.URL(), childTarget+"="+target, childNoun+"="+s.noun())
 	var said bytes.Buffer
 	child.Stderr = &said
 	if err := child.Start(); err != nil {

@@ -1,15 +1,15 @@
 package sinktest
 
 import (
+	"bufio"
 	"crypto/tls"
-	"encoding/pem"
+	"io"
 	"maps"
 	"net"
-	"net/http/httptest"
-	"os"
-	"path/filepath"
+	"regexp"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Stream is a destination that takes a stream of bytes over TCP: the part of a [Backend] that all of them
@@ -22,7 +22,7 @@ type Stream struct {
 
 	addr string
 	net  *Listener
-	ca   string
+	tls  *TLS
 
 	mu      sync.Mutex
 	mood    Mood
@@ -37,17 +37,8 @@ func StartStream(tb testing.TB, r Reach, s *Stream) *Stream {
 	s.addr = s.net.Addr().String()
 	var lis net.Listener = s.net
 	if r.TLS {
-		pair := httptest.NewUnstartedServer(nil) // for its certificate
-		pair.StartTLS()
-		config := pair.TLS.Clone()
-		cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate().Raw})
-		pair.Close()
-		s.ca = filepath.Join(tb.TempDir(), "ca.pem")
-		if err := os.WriteFile(s.ca, cert, 0o600); err != nil {
-			tb.Fatal(err)
-		}
-		config.NextProtos = nil
-		lis = tls.NewListener(s.net, config)
+		s.tls = NewTLS(tb, r)
+		lis = tls.NewListener(s.net, s.tls.Config())
 	}
 	var serving sync.WaitGroup
 	serving.Go(func() {
@@ -76,6 +67,37 @@ func StartStream(tb testing.TB, r Reach, s *Stream) *Stream {
 	return s
 }
 
+// Bytes is how many came.
+func (s *Stream) Bytes() int64 { return s.net.Bytes() }
+
+// StartLines starts a destination that takes lines and never says a word: those that match format, named by identity,
+// of which one that comes again takes the place of the first.
+func StartLines(tb testing.TB, r Reach, format *regexp.Regexp, identity func(line string) string) *Stream {
+	tb.Helper()
+	s := &Stream{}
+	s.Take = func(c net.Conn) {
+		if s.Mood() == Garbage {
+			_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
+			_, _ = io.Copy(io.Discard, c)
+			return
+		}
+		for sc := bufio.NewScanner(c); sc.Scan(); {
+			mood := s.Mood()
+			if mood == CutsOff {
+				continue // the last one may be half a line
+			}
+			if !format.MatchString(sc.Text()) {
+				tb.Errorf("a line is not taken: %q", sc.Text())
+			}
+			if mood == Slow && len(s.Holds())%50 == 0 {
+				time.Sleep(time.Millisecond)
+			}
+			s.Store(true, identity(sc.Text()))
+		}
+	}
+	return StartStream(tb, r, s)
+}
+
 // Addr is where the destination listens: host:port.
 func (s *Stream) Addr() string { return s.addr }
 
@@ -88,7 +110,7 @@ func (s *Stream) Options(r Reach) string {
 		options = "timeout=300ms"
 	}
 	if r.TLS && !r.Untrusted {
-		options += "&cacert=" + s.ca
+		options += "&cacert=" + s.tls.CAFile
 	}
 	return options
 }
@@ -109,6 +131,13 @@ func (s *Stream) Behave(m Mood) {
 	s.mu.Unlock()
 	if m != Stalled && m != HangsUp { // what is closed with bytes unread is reset, so that the sink hears of it
 		s.net.Behave(m)
+	}
+}
+
+// Repair ends the fault.
+func (s *Stream) Repair() {
+	if s.tls != nil {
+		s.tls.Repair()
 	}
 }
 

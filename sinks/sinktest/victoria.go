@@ -58,8 +58,8 @@ type Victoria struct {
 	http string
 }
 
-// StartVictoria starts one with more flags, which must make it listen at addr. It skips the test where there is
-// none.
+// StartVictoria starts one with more flags, which must make it listen at addr; where addr is "" it listens at its URL
+// alone. It skips the test where there is none.
 func StartVictoria(tb testing.TB, addr string, flags ...string) *Victoria {
 	tb.Helper()
 	binary, err := exec.LookPath("victoria-metrics")
@@ -67,11 +67,17 @@ func StartVictoria(tb testing.TB, addr string, flags ...string) *Victoria {
 		tb.Skip("no victoria-metrics on this machine: apt-get install victoria-metrics")
 	}
 	v := &Victoria{tb: tb, http: FreeAddr(tb)}
+	if addr == "" {
+		addr = v.http
+	}
 	flags = append(flags, "-httpListenAddr="+v.http, "-storageDataPath="+tb.TempDir(), "-retentionPeriod=1y", "-loggerLevel=WARN")
 	Daemon(tb, addr, binary, flags...)
 	tb.Cleanup(http.DefaultClient.CloseIdleConnections)
 	return v
 }
+
+// URL is where its own HTTP interface is.
+func (v *Victoria) URL() string { return "http://" + v.http }
 
 // Series is one that it holds: labels, the name among them as __name__, and the values by Unix milliseconds.
 type Series struct {

@@ -1,7 +1,6 @@
 package stackdriver
 
 import (
-	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -15,10 +14,15 @@ import (
 // options write one node alone: the contract's nodes have pods of the same names, which no cluster has.
 const options = "use_new_resources=true&zone=z&cluster_name=c1&filter=label.nodename:node-1"
 
+// refused is the end of the types of metrics that are refused in the mood HalfRefuses.
+const refused = "cpu/usage_time"
+
 var suite = sinktest.Suite{
 	Kind: Kind,
 	Start: func(t *testing.T, r sinktest.Reach) sinktest.Backend {
-		return gcptest.Start(t, r, "stackdriver", options)
+		m := gcptest.Start(t, r, "stackdriver", options)
+		m.Refuses = refused
+		return m
 	},
 	Names: func(tb testing.TB, r *proto.Rollup) (names []string) {
 		s := build(tb, "stackdriver:?"+options)
@@ -28,8 +32,7 @@ var suite = sinktest.Suite{
 		}
 		return names
 	},
-	// What is refused of one metric is called otherwise here.
-	Without:   []sinktest.Mood{sinktest.HalfRefuses},
+	IsRefused: func(name string) bool { return strings.Contains(name, refused+`"`) },
 	LoginHint: "check `credentials`",
 }
 
@@ -38,28 +41,16 @@ func TestMain(m *testing.M) { suite.Main(m) }
 func TestContract(t *testing.T) { suite.Run(t) }
 
 func BenchmarkWrite(b *testing.B) {
-	f := sinktest.SwallowHTTP(b, 200, `{"access_token":"t","token_type":"Bearer","expires_in":3600}`)
-	target := gcptest.Start(b, sinktest.Reach{}, "stackdriver", options).Target(sinktest.Reach{})
-	_, file, _ := strings.Cut(target, "credentials=")
-	file, _, _ = strings.Cut(file, "&")
 	all := suite
 	all.Names = func(tb testing.TB, r *proto.Rollup) []string {
 		return encoded(build(tb, "stackdriver:?use_new_resources=true&zone=z"), r)
 	}
-	all.Bench(b, "stackdriver:?endpoint=http://"+f.Addr+"&credentials="+file+"&use_new_resources=true&zone=z&cluster_name=c", f.Bytes.Load)
+	gcptest.Bench(b, &all, "stackdriver", "use_new_resources=true&zone=z&cluster_name=c")
 }
 
 func build(tb testing.TB, target string) *cloud {
 	tb.Helper()
-	t, err := sink.ParseTarget(target)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s, err := New(t, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Log: slog.New(slog.DiscardHandler), Version: "test"})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	c := s.(*cloud)
+	c := sinktest.New[*cloud](tb, Kind, target)
 	c.enc.location = c.enc.zone
 	return c
 }

@@ -16,7 +16,8 @@
 // piled up while this sink could not write would be taken for the present.
 //
 // Guarantee: at most once. Nobody says whether a datagram arrived; where the kernel says that it did not, since
-// nobody listens, it is sent again.
+// nobody listens, it is sent again. A statsd never answers: it can neither be slow nor refuse anything, so nothing goes
+// to DEAD. Datagrams go in the clear, without a login.
 //
 // Not here: when to try again (worker), which samples there are (sink.View).
 package statsd

@@ -9,8 +9,8 @@
 //
 // Guarantee: exactly once, by overwriting: a series has one value at one time. The proxy never answers, so a batch
 // goes over a connection of its own and counts as written when the proxy has read it to the end (package tcp);
-// confirm=false for something that does not end connections. Nothing is refused, since the proxy does not say what
-// it drops.
+// confirm=false for something that does not end connections. The proxy never says that it fails or that it
+// refuses a line, so nothing goes to DEAD. The proxy knows no login: it has the token.
 //
 // Not here: when to try again (worker), which samples there are (sink.View).
 package wavefront

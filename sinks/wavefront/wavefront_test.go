@@ -1,10 +1,6 @@
 package wavefront
 
 import (
-	"bufio"
-	"io"
-	"log/slog"
-	"net"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,6 +12,8 @@ import (
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
 
+const mute = "The proxy never says that it fails or that it refuses a line, so nothing goes to DEAD."
+
 var suite = sinktest.Suite{
 	Kind:  Kind,
 	Start: func(t *testing.T, r sinktest.Reach) sinktest.Backend { return newFake(t, r) },
@@ -26,9 +24,8 @@ var suite = sinktest.Suite{
 		}
 		return names
 	},
-	// The proxy says nothing: neither that it fails, nor that it refuses. No login.
-	Without: []sinktest.Mood{sinktest.Failing, sinktest.Refusing, sinktest.HalfRefuses},
-	NoLogin: true,
+	Without: map[sinktest.Mood]string{sinktest.Failing: mute, sinktest.Refusing: mute, sinktest.HalfRefuses: mute},
+	NoLogin: "The proxy knows no login: it has the token.",
 }
 
 func TestMain(m *testing.M) { suite.Main(m) }
@@ -36,21 +33,13 @@ func TestMain(m *testing.M) { suite.Main(m) }
 func TestContract(t *testing.T) { suite.Run(t) }
 
 func BenchmarkWrite(b *testing.B) {
-	lis := sinktest.StartStream(b, sinktest.Reach{}, &sinktest.Stream{Take: func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }})
-	suite.Bench(b, "wavefront:tcp://"+lis.Addr(), nil)
+	s := sinktest.SwallowTCP(b)
+	suite.Bench(b, "wavefront:tcp://"+s.Addr, s.Bytes.Load)
 }
 
 func build(tb testing.TB, target string) *proxy {
 	tb.Helper()
-	t, err := sink.ParseTarget(target)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s, err := New(t, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return s.(*proxy)
+	return sinktest.New[*proxy](tb, Kind, target)
 }
 
 func encoded(s *proxy, rollups ...*proto.Rollup) []string {
@@ -78,27 +67,7 @@ var format = regexp.MustCompile(`^heapster\.[a-z_]+\.[^\s"]+ -?[0-9]+(\.[0-9]+)?
 type fake struct{ *sinktest.Stream }
 
 func newFake(t *testing.T, r sinktest.Reach) *fake {
-	f := &fake{}
-	f.Stream = sinktest.StartStream(t, r, &sinktest.Stream{Take: func(c net.Conn) {
-		if f.Mood() == sinktest.Garbage {
-			_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
-			_, _ = io.Copy(io.Discard, c)
-			return
-		}
-		for sc := bufio.NewScanner(c); sc.Scan(); {
-			if f.Mood() == sinktest.CutsOff {
-				continue // the last one may be half a line
-			}
-			if !format.MatchString(sc.Text()) {
-				t.Errorf("the proxy does not take %q", sc.Text())
-			}
-			if f.Mood() == sinktest.Slow && len(f.Holds())%50 == 0 {
-				time.Sleep(time.Millisecond)
-			}
-			f.Store(true, identity(sc.Text()))
-		}
-	}})
-	return f
+	return &fake{sinktest.StartLines(t, r, format, identity)}
 }
 
 func (f *fake) Target(r sinktest.Reach) string {

@@ -108,6 +108,29 @@ func TestRefusedEventsAreDrivenAgain(t *testing.T) {
 	f.until("it is written, too", func() bool { ids := f.sink.ids(); return ids[len(ids)-1] == refused })
 }
 
+// TestARefusedEventIsCountedAsOneNotWritten: where a destination refuses some events of a batch.
+func TestARefusedEventIsCountedAsOneNotWritten(t *testing.T) {
+	f := newFixture(t, "c")
+	want := f.publishEvents("c", 1, 10)
+	f.sink.fail = func(ids []string) error {
+		if i := slices.Index(ids, want[4]); i >= 0 {
+			return &sink.Partial{Refused: []sink.Refused{{Message: i, Samples: 1, Reason: "too long"}}}
+		}
+		return nil
+	}
+	f.runConfig(Config{Kind: f.sink.eventKind(), Events: true}, "memory", "c")
+	f.until("the letter is there", func() bool { return count(f.tel.dead) == 1 })
+	f.until("the others are written", func() bool { return count(f.tel.written) == float64(len(want)-1) })
+	if refused, samples := count(f.tel.refusedMessages), count(f.tel.refusedSamples); refused != 1 || samples != 0 {
+		t.Fatalf("%v messages and %v samples are counted as refused, want 1 and 0", refused, samples)
+	}
+	for l, err := range f.conn.Letters(t.Context(), bus.SinkLease("m.1")) {
+		if err != nil || l.Reason != "too long" {
+			t.Fatalf("letter %+v, %v", l, err)
+		}
+	}
+}
+
 func TestASinkWithoutEventsIsRefused(t *testing.T) {
 	f := newFixture(t)
 	if _, err := New(Config{Name: "m.1", Kind: f.sink.kind(), Events: true}, Deps{Bus: f.conn, Log: slog.New(slog.DiscardHandler), Telemetry: f.tel}); err == nil || !strings.Contains(err.Error(), "takes no events") {

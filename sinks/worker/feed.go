@@ -164,6 +164,11 @@ func (f *feeder) read(ctx context.Context, cfg bus.DurableConfig, attempts *int,
 			return err
 		}
 		*attempts = 0
+		if f.w.cfg.Kind.Gather != nil {
+			if batch, err = f.gather(ctx, batch, most); err != nil {
+				return err
+			}
+		}
 		for len(batch) > 0 {
 			n, size := 0, 0
 			for n < len(batch) && (n == 0 || size+len(batch[n].Data) <= most) {
@@ -176,6 +181,38 @@ func (f *feeder) read(ctx context.Context, cfg bus.DurableConfig, attempts *int,
 			batch = batch[n:]
 		}
 	}
+}
+
+// maxGathered bounds what is gathered in messages: half of what may be under way, so that the rest travels meanwhile.
+const maxGathered = bus.MaxAckPending / 2
+
+// gather adds to a batch what comes within the time that the sink leaves, by the clock and by that of the stream. What
+// is gathered is held, and comes again if this ends in between.
+func (f *feeder) gather(ctx context.Context, batch []bus.Delivery, most int) ([]bus.Delivery, error) {
+	wait := f.w.cfg.Kind.Gather(f.w.cfg.Target)
+	soon, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	size := 0
+	for _, d := range batch {
+		size += len(d.Data)
+	}
+	for len(batch) < maxGathered && size < most && batch[len(batch)-1].Time.Sub(batch[0].Time) < wait {
+		more, err := f.durable.NextBatch(soon, maxGathered-len(batch))
+		switch {
+		case err != nil && soon.Err() != nil && ctx.Err() == nil:
+			return batch, nil
+		case err != nil:
+			return nil, err
+		}
+		if more[0].Seq <= batch[len(batch)-1].Seq { // what is held comes again
+			batch, size = nil, 0
+		}
+		for _, d := range more {
+			size += len(d.Data)
+		}
+		batch = append(batch, more...)
+	}
+	return batch, nil
 }
 
 // handle decodes deliveries and sees to it that each is written, or in DEAD. Its error is that of ctx,
@@ -281,7 +318,11 @@ func (l *lane) write(ctx context.Context, in []bus.Delivery, messages []sink.Mes
 	for n := 0; ; n++ {
 		began := time.Now()
 		err := l.attempt(ctx, messages)
-		l.tel.took.Observe(time.Since(began).Seconds())
+		took := time.Since(began)
+		l.tel.took.Observe(took.Seconds())
+		if l.w.deps.Wrote != nil {
+			l.w.deps.Wrote(l.w.cfg.Kind.Title, took)
+		}
 		var partial *sink.Partial
 		errors.As(err, &partial)
 		switch {
@@ -302,7 +343,7 @@ func (l *lane) write(ctx context.Context, in []bus.Delivery, messages []sink.Mes
 			}
 			reason := l.secrets.Hide(err.Error())
 			l.warn(l.noun+" is refused for good", "seq", in[0].Seq, "subject", in[0].Subject, "err", reason)
-			l.tel.refusedRollups.Inc()
+			l.tel.refusedMessages.Inc()
 			return l.dead(ctx, in[0], reason, nil)
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -382,7 +423,11 @@ const (
 
 // settle copies messages with refused parts to DEAD, and acknowledges all.
 func (f *feeder) settle(ctx context.Context, in []bus.Delivery, refused []sink.Refused) error {
-	for i := range in {
+	for n := range in {
+		i := n
+		if f.w.cfg.Kind.Gather != nil {
+			i = len(in) - 1 - n
+		}
 		var parts []string
 		samples, reason := 0, ""
 		for _, r := range refused {
@@ -400,6 +445,14 @@ func (f *feeder) settle(ctx context.Context, in []bus.Delivery, refused []sink.R
 			f.tel.written.Inc()
 			if err := in[i].Ack(); err != nil && !errors.Is(err, bus.ErrNotHeld) {
 				return fmt.Errorf("acknowledge message %d: %w", in[i].Seq, err)
+			}
+			continue
+		}
+		if f.w.cfg.Events { // an event has no parts: nothing of this message is written
+			f.warn(f.noun+" is refused for good", "seq", in[i].Seq, "subject", in[i].Subject, "err", reason)
+			f.tel.refusedMessages.Inc()
+			if err := f.dead(ctx, in[i], reason, parts); err != nil {
+				return err
 			}
 			continue
 		}

@@ -10,19 +10,19 @@ import (
 // Telemetry is what workers say about themselves, by sink and cluster. The cluster is empty where letters
 // are meant that were driven again.
 type Telemetry struct {
-	up             *prometheus.GaugeVec
-	written        *prometheus.CounterVec
-	retried        *prometheus.CounterVec
-	refusedRollups *prometheus.CounterVec
-	refusedSamples *prometheus.CounterVec
-	late           *prometheus.CounterVec
-	undecodable    *prometheus.CounterVec
-	dead           *prometheus.CounterVec
-	lost           *prometheus.CounterVec
-	took           *prometheus.HistogramVec
-	pending        *prometheus.GaugeVec
-	paused         *prometheus.GaugeVec
-	oldest         *prometheus.GaugeVec
+	up              *prometheus.GaugeVec
+	written         *prometheus.CounterVec
+	retried         *prometheus.CounterVec
+	refusedMessages *prometheus.CounterVec
+	refusedSamples  *prometheus.CounterVec
+	late            *prometheus.CounterVec
+	undecodable     *prometheus.CounterVec
+	dead            *prometheus.CounterVec
+	lost            *prometheus.CounterVec
+	took            *prometheus.HistogramVec
+	pending         *prometheus.GaugeVec
+	paused          *prometheus.GaugeVec
+	oldest          *prometheus.GaugeVec
 }
 
 // NewTelemetry registers the telemetry of all workers of a process. It panics where it was registered
@@ -40,18 +40,18 @@ func NewTelemetry(r prometheus.Registerer) *Telemetry {
 		return g
 	}
 	t := &Telemetry{
-		up:             gauge("up", "1 if the last write was accepted, 0 if it was not."),
-		written:        counter("rollups_written_total", "Rollups, or events, written and acknowledged."),
-		retried:        counter("writes_retried_total", "Writes that failed and were tried again."),
-		refusedRollups: counter("rollups_refused_total", "Rollups, or events, refused for good as a whole."),
-		refusedSamples: counter("samples_refused_total", "Samples, or events, refused for good, of batches written otherwise."),
-		late:           counter("samples_late_total", "Samples older than the destination keeps."),
-		undecodable:    counter("rollups_undecodable_total", "Messages that are no rollups, or no events."),
-		dead:           counter("dead_total", "Messages put to DEAD."),
-		lost:           counter("lost_total", "Messages that left the stream before they were written."),
-		pending:        gauge("pending", "Messages not yet written."),
-		paused:         gauge("paused", "1 while an operator has paused the sink, else 0."),
-		oldest:         gauge("oldest_pending_seconds", "Age of the oldest message not yet written."),
+		up:              gauge("up", "1 if the last write was accepted, 0 if it was not."),
+		written:         counter("messages_written_total", "Messages, each a rollup or an event, written and acknowledged."),
+		retried:         counter("writes_retried_total", "Writes that failed and were tried again."),
+		refusedMessages: counter("messages_refused_total", "Messages refused for good as a whole."),
+		refusedSamples:  counter("samples_refused_total", "Samples refused for good, of rollups written otherwise."),
+		late:            counter("samples_late_total", "Samples older than the destination keeps."),
+		undecodable:     counter("messages_undecodable_total", "Messages that are neither a rollup nor an event."),
+		dead:            counter("dead_total", "Messages put to DEAD."),
+		lost:            counter("lost_total", "Messages that left the stream before they were written."),
+		pending:         gauge("pending", "Messages not yet written."),
+		paused:          gauge("paused", "1 while an operator has paused the sink, else 0."),
+		oldest:          gauge("oldest_pending_seconds", "Age of the oldest message not yet written."),
 	}
 	t.took = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "heapstream_sink_write_seconds", Help: "How long one write took.",
@@ -63,11 +63,11 @@ func NewTelemetry(r prometheus.Registerer) *Telemetry {
 
 // feedTelemetry is the telemetry of one sink and cluster.
 type feedTelemetry struct {
-	t                                                                               *Telemetry
-	by                                                                              []string
-	up, pending, oldest, paused                                                     prometheus.Gauge
-	written, retried, refusedRollups, refusedSamples, late, undecodable, dead, lost prometheus.Counter
-	took                                                                            prometheus.Observer
+	t                                                                                *Telemetry
+	by                                                                               []string
+	up, pending, oldest, paused                                                      prometheus.Gauge
+	written, retried, refusedMessages, refusedSamples, late, undecodable, dead, lost prometheus.Counter
+	took                                                                             prometheus.Observer
 
 	mu   sync.Mutex
 	gone uint64 // lost since the last delivery, as counted already
@@ -78,7 +78,7 @@ func (t *Telemetry) feed(sink, cluster string) *feedTelemetry {
 	return &feedTelemetry{
 		t: t, by: by, up: t.up.WithLabelValues(by...), pending: t.pending.WithLabelValues(by...), oldest: t.oldest.WithLabelValues(by...), paused: t.paused.WithLabelValues(by...),
 		written: t.written.WithLabelValues(by...), retried: t.retried.WithLabelValues(by...),
-		refusedRollups: t.refusedRollups.WithLabelValues(by...), refusedSamples: t.refusedSamples.WithLabelValues(by...),
+		refusedMessages: t.refusedMessages.WithLabelValues(by...), refusedSamples: t.refusedSamples.WithLabelValues(by...),
 		late: t.late.WithLabelValues(by...), undecodable: t.undecodable.WithLabelValues(by...), dead: t.dead.WithLabelValues(by...),
 		lost: t.lost.WithLabelValues(by...), took: t.took.WithLabelValues(by...),
 	}

@@ -75,6 +75,7 @@ type Deps struct {
 	Bus       *bus.Conn
 	Log       *slog.Logger
 	Telemetry *Telemetry
+	Wrote     func(title string, took time.Duration) // told of every write where not nil, by several goroutines
 }
 
 // Worker feeds one sink.

@@ -488,14 +488,52 @@ func TestSecretsAreNotRepeated(t *testing.T) {
 }
 
 // TestWhatComesWithEveryMessageIsLoggedOnce, though it is counted each time.
+// TestGatheredMessagesAreOneWrite: they are waited for, and acknowledged from the end, so that after a crash in between the
+// first comes again as the first. The letters tell the order.
+func TestGatheredMessagesAreOneWrite(t *testing.T) {
+	f := newFixture(t, "c")
+	kind := f.sink.kind()
+	kind.Gather = func(sink.Target) time.Duration { return 2 * time.Minute }
+	var mu sync.Mutex
+	var sizes []int
+	f.sink.fail = func(ids []string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		sizes = append(sizes, len(ids))
+		last := len(ids) - 1
+		return &sink.Partial{Refused: []sink.Refused{{Message: 0, Samples: 1, Reason: "first"}, {Message: last, Samples: 1, Reason: "last"}}}
+	}
+	f.publish("c", 0, 1)
+	f.runConfig(Config{Kind: kind}, "memory", "c")
+	for n := 1; n < maxGathered; n++ { // one by one, while it gathers
+		f.publish("c", n, n+1)
+	}
+	f.until("all are settled", func() bool { return count(f.tel.dead) == 2 })
+	var reasons []string
+	for l, err := range f.conn.Letters(t.Context(), bus.SinkLease("m.1")) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		reasons = append(reasons, l.Reason)
+	}
+	if want := []string{"1 samples refused: last", "1 samples refused: first"}; !slices.Equal(reasons, want) {
+		t.Errorf("letters are %q, want %q", reasons, want)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(sizes) != 1 || sizes[0] != maxGathered {
+		t.Errorf("writes have %v messages, want one with %d", sizes, maxGathered)
+	}
+}
+
 func TestWhatComesWithEveryMessageIsLoggedOnce(t *testing.T) {
 	f := newFixture(t, "c")
 	f.publish("c", 1, 50)
 	f.sink.fail = func([]string) error { return sink.Permanent(errors.New("never")) }
 	f.run(f.sink, "c")
 	f.until("all is in DEAD", func() bool { return count(f.tel.dead) == 49 })
-	if n := strings.Count(f.log.String(), "rollup is refused for good"); n != 1 || count(f.tel.refusedRollups) != 49 {
-		t.Fatalf("logged %d times and counted %v", n, count(f.tel.refusedRollups))
+	if n := strings.Count(f.log.String(), "rollup is refused for good"); n != 1 || count(f.tel.refusedMessages) != 49 {
+		t.Fatalf("logged %d times and counted %v", n, count(f.tel.refusedMessages))
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/heapstream/heapstream/sinks/sinktest"
@@ -25,9 +26,11 @@ type Monitoring struct {
 	*sinktest.HTTP
 	Key         string
 	Options     string   // of every target
+	Refuses     string   // end of the types of metrics that are refused in the mood HalfRefuses
 	Descriptors []string // that were created
 	Requests    []int    // how many entries each request to Cloud Logging had
 
+	mute     int // answers that are errors: every other one names a group
 	dir, key string
 	scope    string // of the newest token
 }
@@ -38,15 +41,20 @@ func Name(series []byte) string {
 	return name
 }
 
+// accountKey is a private key of a service account: one for all, since it takes a while to find.
+var accountKey = sync.OnceValue(func() string {
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		panic(err) // there is no randomness
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(private)}))
+})
+
 // Start starts one.
 func Start(tb testing.TB, r sinktest.Reach, key, options string) *Monitoring {
 	tb.Helper()
-	private, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	m := &Monitoring{Key: key, Options: options, dir: tb.TempDir()}
-	m.key = string(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(private)}))
+	m := &Monitoring{Key: key, Options: options, Refuses: sinktest.Refused, dir: tb.TempDir()}
+	m.key = accountKey()
 	m.HTTP = sinktest.StartHTTP(tb, r, &sinktest.HTTP{
 		LoggedIn: func(r *http.Request) bool {
 			return r.URL.Path == "/token/right" || r.Header.Get("Authorization") == "Bearer t0ken"
@@ -56,6 +64,14 @@ func Start(tb testing.TB, r sinktest.Reach, key, options string) *Monitoring {
 		},
 	})
 	return m
+}
+
+// Bench measures a sink with the suite's samples; see sinktest.Suite.Bench.
+func Bench(b *testing.B, s *sinktest.Suite, key, options string) {
+	b.Helper()
+	f := sinktest.SwallowHTTP(b, 200, "{}")
+	m := Start(b, sinktest.Reach{}, key, options) // for its tokens
+	s.Bench(b, strings.Replace(m.Target(sinktest.Reach{}), "endpoint="+m.URL(), "endpoint=http://"+f.Addr, 1), f.Bytes.Load)
 }
 
 // Target is a --sink that writes here, with a service account of its own.
@@ -174,7 +190,7 @@ func (m *Monitoring) write(tb testing.TB, w http.ResponseWriter, body []byte, mo
 		switch {
 		case mood == sinktest.Refusing:
 			refused = append(refused, fmt.Sprint(i))
-		case mood == sinktest.HalfRefuses && strings.HasSuffix(s.Metric.Type, sinktest.Refused):
+		case mood == sinktest.HalfRefuses && strings.HasSuffix(s.Metric.Type, m.Refuses):
 			refused = append(refused, fmt.Sprint(i))
 		case holds[name] > 0:
 			inOrder = append(inOrder, fmt.Sprint(i))
@@ -182,17 +198,24 @@ func (m *Monitoring) write(tb testing.TB, w http.ResponseWriter, body []byte, mo
 			m.Store(true, name)
 		}
 	}
-	var reasons []string
-	if len(inOrder) > 0 {
-		reasons = append(reasons, "Points must be written in order. One or more of the points specified had an older start time than the most recent point.: timeSeries["+strings.Join(inOrder, ",")+"]")
-	}
-	if len(refused) > 0 {
-		reasons = append(reasons, "Value type for metric must be DOUBLE, but is INT64.: timeSeries["+strings.Join(refused, ",")+"]")
-	}
-	if len(reasons) > 0 {
-		w.WriteHeader(http.StatusBadRequest)
-		fmt.Fprintf(w, `{"error":{"code":400,"status":"INVALID_ARGUMENT","message":%q}}`, "One or more TimeSeries could not be written: "+strings.Join(reasons, "; "))
+	if len(inOrder)+len(refused) == 0 {
+		fmt.Fprint(w, "{}")
 		return
 	}
-	fmt.Fprint(w, "{}")
+	var reasons []string
+	if len(inOrder) > 0 {
+		reasons = append(reasons, "Points must be written in order. One or more of the points specified had an older start time than the most recent point.: global{} timeSeries["+strings.Join(inOrder, ",")+"]")
+	}
+	switch m.mute++; {
+	case len(refused) == 0:
+	case m.mute%2 == 0: // it names a whole group, of which it refuses some
+		reasons = []string{fmt.Sprintf("timeSeries[0,%d] (example metric.type=\"a\", metric.labels={\"b\": \"c\"}): Monarch refused some", len(said.Series)-1)}
+	default:
+		reasons = append(reasons, "Value type for metric must be DOUBLE, but is INT64.: timeSeries["+strings.Join(refused, ",")+"]")
+	}
+	bad := len(inOrder) + len(refused)
+	w.WriteHeader(http.StatusBadRequest)
+	fmt.Fprintf(w, `{"error":{"code":400,"status":"INVALID_ARGUMENT","message":%q,"details":[{"@type":"type.googleapis.com/google.monitoring.v3.CreateTimeSeriesSummary",`+
+		`"totalPointCount":%d,"successPointCount":%d,"errors":[{"status":{"code":3},"pointCount":%d}]}]}}`,
+		"One or more TimeSeries could not be written: "+strings.Join(reasons, "; "), len(said.Series), len(said.Series)-bad, bad)
 }

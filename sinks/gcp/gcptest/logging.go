@@ -15,7 +15,7 @@ import (
 
 // RefusedMessage is the message of events whose entries Cloud Logging refuses in the mood HalfRefuses, and
 // ForbiddenMessage that of those for which it says so of the permission.
-const RefusedMessage, ForbiddenMessage = "refuse me", "forbid me"
+const RefusedMessage, ForbiddenMessage = sinktest.RefusedMessage, "forbid me"
 
 // logEntry is a LogEntry as the API reads it.
 type logEntry struct {
