@@ -43,20 +43,12 @@ type Config struct {
 // DataInMemory is the value of DataDir that keeps nothing on disk.
 const DataInMemory = "memory"
 
-// glog are the flags of Heapster's logger.
-type glog struct {
-	toStderr, alsoToStderr      bool
-	verbosity                   int
-	threshold, vmodule, dir, at string
-	flush                       time.Duration
-}
-
 // DefaultConfig is Heapster's: a tick a minute, port 8082, no sinks. The source is still to be chosen.
 func DefaultConfig() Config {
 	return Config{
 		Cluster: "default", RollupsAge: 30 * time.Minute,
 		Bus: embedded.DefaultConfig(), Scraper: scraper.DefaultConfig(), Gateway: apigw.DefaultConfig(), Sinks: sinks.DefaultConfig(),
-		glog: glog{toStderr: true, threshold: "2", at: ":0", flush: 5 * time.Second},
+		glog: defaultGlog(),
 	}
 }
 
@@ -79,15 +71,8 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.BoolVar(&c.Scraper.Kubelet.Insecure, "kubelet-insecure", c.Scraper.Kubelet.Insecure, "do not verify kubelets' certificates")
 	c.Bus.Flags(fs)
 
-	g := &c.glog
-	fs.BoolVar(&g.toStderr, "logtostderr", g.toStderr, "accepted: logs go to standard error")
-	fs.BoolVar(&g.alsoToStderr, "alsologtostderr", g.alsoToStderr, "accepted: logs go to standard error")
-	fs.IntVar(&g.verbosity, "v", g.verbosity, "accepted and not used: see --log-level")
-	fs.StringVar(&g.threshold, "stderrthreshold", g.threshold, "accepted and not used: see --log-level")
-	fs.DurationVar(&g.flush, "log-flush-frequency", g.flush, "accepted and not used: logs are not buffered")
-	fs.StringVar(&g.vmodule, "vmodule", g.vmodule, "refused: there is one log level for all")
-	fs.StringVar(&g.dir, "log_dir", g.dir, "refused: logs go to standard error")
-	fs.StringVar(&g.at, "log_backtrace_at", g.at, "refused: there are no stack traces in logs")
+	c.glog.flags(fs)
+	fs.DurationVar(&c.glog.flush, "log-flush-frequency", c.glog.flush, "accepted and not used: logs are not buffered")
 }
 
 // Process is how the process itself behaves by default: what others serve at --telemetry-listen is on Heapster's
@@ -129,12 +114,6 @@ func (c *Config) Validate() error {
 		c.Bus.StoreDir = dir
 		errs = append(errs, c.Bus.Validate(), c.topology().Validate())
 	}
-
-	for _, f := range []struct{ flag, value, none string }{{"vmodule", c.glog.vmodule, ""}, {"log_dir", c.glog.dir, ""}, {"log_backtrace_at", c.glog.at, ":0"}} {
-		if f.value != f.none {
-			complain("--%s has no counterpart here: logs go to standard error, see --log-level", f.flag)
-		}
-	}
 	return errors.Join(errs...)
 }
 
@@ -155,25 +134,36 @@ func (c *Config) spreadSinks() {
 
 // dataDir is where the bus keeps its store; "" for memory.
 func (c *Config) dataDir() (string, error) {
-	switch c.DataDir {
+	if dir, err := saidDir(c.DataDir); dir != "" || err != nil || c.DataDir == DataInMemory {
+		return dir, err
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("--data-dir is not given and there is no directory for it: %w; name one, or --data-dir=memory", err)
+	}
+	return filepath.Join(cache, "heapstream", c.Gateway.Cluster), nil
+}
+
+// saidDir is the directory that --data-dir or, as systemd tells it, $STATE_DIRECTORY names; "" for memory, or where
+// none does.
+func saidDir(flag string) (string, error) {
+	switch flag {
 	case DataInMemory:
 		return "", nil
 	case "":
-		if dir, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":"); dir != "" { // as systemd tells it
-			return dir, nil
-		}
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			return "", fmt.Errorf("--data-dir is not given and there is no directory for it: %w; name one, or --data-dir=memory", err)
-		}
-		return filepath.Join(cache, "heapstream", c.Gateway.Cluster), nil
+		dir, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
+		return dir, nil
 	}
-	return filepath.Abs(c.DataDir)
+	return filepath.Abs(flag)
 }
 
 // topology are the streams of the one cluster.
 func (c *Config) topology() bus.Topology {
-	t := bus.Topology{Cluster: c.Cluster, Memory: c.Bus.Memory, RollupsAge: c.RollupsAge,
+	return topology(c.Cluster, c.Bus.Memory, c.RollupsAge)
+}
+
+func topology(cluster string, memory bool, rollupsAge time.Duration) bus.Topology {
+	t := bus.Topology{Cluster: cluster, Memory: memory, RollupsAge: rollupsAge,
 		SamplesBytes: samplesBytes, RollupsBytes: rollupsBytes, EventsBytes: eventsBytes, DeadBytes: deadBytes}
 	if t.Memory {
 		for _, bytes := range []*int64{&t.SamplesBytes, &t.RollupsBytes, &t.EventsBytes, &t.DeadBytes} {
@@ -194,9 +184,10 @@ const (
 	memoryShare = 16 // in memory, everything is that much smaller
 )
 
-func (c *Config) procs() int {
-	if c.MaxProcs < 1 {
+// procs is --max_procs as a number of threads.
+func procs(flag int) int {
+	if flag < 1 {
 		return runtime.GOMAXPROCS(0)
 	}
-	return c.MaxProcs
+	return flag
 }

@@ -1,9 +1,10 @@
 // Package standalone is everything in one process: an embedded JetStream server and the scraper, the aggregator, the
-// gateway and the sinks on it, under Heapster's command line. It composes the services through the same New and Run
-// as their own programs do, and adds nothing to them.
+// gateway and the sinks on it, under Heapster's command line; or, as [Eventer], the scraper of events and the sinks of
+// events alone, under eventer's. It composes the services through the same New and Run as their own programs do, and
+// adds nothing to them.
 //
 // What it knows lies in --data-dir: a process that was killed goes on at the tick where it stopped, with the window,
-// the rates and the sinks' positions it had.
+// the rates and the sinks' positions it had; an eventer with the event behind the last one.
 //
 // Not here: what the services do (scraper, aggregator, apigw, sinks), a bus of several servers (deploy/nats).
 package standalone
@@ -11,7 +12,6 @@ package standalone
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -22,7 +22,6 @@ import (
 	"github.com/heapstream/heapstream/aggregator"
 	"github.com/heapstream/heapstream/apigw"
 	"github.com/heapstream/heapstream/proto/bus"
-	"github.com/heapstream/heapstream/proto/bus/embedded"
 	"github.com/heapstream/heapstream/proto/daemon"
 	"github.com/heapstream/heapstream/scraper"
 	"github.com/heapstream/heapstream/sinks"
@@ -41,10 +40,9 @@ type Deps struct {
 
 // Standalone is the whole pipeline.
 type Standalone struct {
-	cfg    Config
-	deps   Deps
-	server *embedded.Server
-	up     chan struct{} // closed when the bus has its streams
+	*local
+	cfg  Config
+	deps Deps
 }
 
 // New checks the configuration; it opens nothing.
@@ -55,44 +53,27 @@ func New(cfg Config, deps Deps) (*Standalone, error) {
 	if deps.Log == nil || deps.Registry == nil || deps.Health == nil {
 		return nil, errors.New("standalone: Deps needs Log, Registry and Health")
 	}
-	reserved := cfg.topology().Reserved()
-	cfg.Bus.MaxStore, cfg.Bus.MaxMemory = max(cfg.Bus.MaxStore, reserved), max(cfg.Bus.MaxMemory, reserved)
-	server, err := embedded.New(cfg.Bus, deps.Log)
+	for _, w := range cfg.glog.warnings() {
+		deps.Log.Warn(w)
+	}
+	l, err := newLocal(cfg.Bus, cfg.topology(), deps.Log)
 	if err != nil {
 		return nil, err
 	}
-	return &Standalone{cfg: cfg, deps: deps, server: server, up: make(chan struct{})}, nil
-}
-
-// Connect returns a connection to the bus inside, for tools and tests; the caller closes it before Run ends. It
-// blocks until the bus has its streams or ctx ends.
-func (s *Standalone) Connect(ctx context.Context, name string) (*bus.Conn, error) {
-	select {
-	case <-s.up:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	return s.connect(ctx, name)
-}
-
-func (s *Standalone) connect(ctx context.Context, name string) (*bus.Conn, error) {
-	cfg := bus.DefaultConfig()
-	cfg.Name = name
-	return bus.ConnectLocal(ctx, s.server, cfg, s.deps.Log)
+	return &Standalone{local: l, cfg: cfg, deps: deps}, nil
 }
 
 // Run works until ctx ends or a service fails, and returns after everything has ended and the store is closed: nil
 // on a wished stop, otherwise the first cause.
 func (s *Standalone) Run(ctx context.Context) error {
-	runtime.GOMAXPROCS(s.cfg.procs())
-	if err := s.server.Start(ctx); err != nil {
-		return err
-	}
+	runtime.GOMAXPROCS(procs(s.cfg.MaxProcs))
 	defer s.server.Shutdown()
-	if err := s.provision(ctx); err != nil {
+	if err := s.start(ctx); err != nil {
 		return err
 	}
-	close(s.up)
+	example := s.topology
+	example.Nodes, example.Resolution = 100, s.cfg.Scraper.Resolution
+	s.log.Info("rollups are kept", "for", example.RollupsAge, "store", s.cfg.Bus.StoreDir, "bytes_at_100_nodes", example.Estimate().String())
 
 	// One connection a service: what is slow delays only itself.
 	var conns [4]*bus.Conn
@@ -131,25 +112,4 @@ func (s *Standalone) Run(ctx context.Context) error {
 	parts.Add("aggregator", sums.Run)
 	parts.Add("scraper", source.Run)
 	return parts.Run(ctx)
-}
-
-// provision makes the streams and says what they will take.
-func (s *Standalone) provision(ctx context.Context) error {
-	conn, err := s.connect(ctx, "heapstream")
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	t := s.cfg.topology()
-	changes, err := conn.Apply(ctx, t)
-	if err != nil {
-		return fmt.Errorf("make the streams of cluster %q: %w", s.cfg.Cluster, err)
-	}
-	for _, c := range changes {
-		s.deps.Log.Info("bus provisioned", "change", c.String())
-	}
-	example := t
-	example.Nodes, example.Resolution = 100, s.cfg.Scraper.Resolution
-	s.deps.Log.Info("rollups are kept", "for", t.RollupsAge, "store", s.cfg.Bus.StoreDir, "bytes_at_100_nodes", example.Estimate().String())
-	return nil
 }

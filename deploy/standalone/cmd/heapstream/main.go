@@ -6,16 +6,27 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/pflag"
 
 	"github.com/heapstream/heapstream/deploy/standalone"
+	"github.com/heapstream/heapstream/deploy/standalone/doctor"
 	"github.com/heapstream/heapstream/proto/bus"
 	"github.com/heapstream/heapstream/proto/daemon"
 )
 
-func main() { daemon.Main(command()) }
+func main() { daemon.Main(called(os.Args[0])) }
+
+// called is the program that a name means: eventer is one of its own, any other is heapstream.
+func called(name string) *daemon.Command {
+	if eventer := standalone.EventerCommand(); filepath.Base(name) == eventer.Name {
+		return eventer
+	}
+	return command()
+}
 
 func command() *daemon.Command {
 	cfg := standalone.DefaultConfig()
@@ -34,7 +45,7 @@ func command() *daemon.Command {
 			}
 			return s.Run(ctx)
 		},
-		Commands: []*daemon.Command{busCommand(), clustersCommand()},
+		Commands: []*daemon.Command{standalone.EventerCommand(), busCommand(), clustersCommand(), metricsCommand(), doctor.Command()},
 	}
 }
 

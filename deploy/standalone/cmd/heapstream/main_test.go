@@ -48,8 +48,6 @@ func TestWrongCommandLinesAreRefusedWithTheReason(t *testing.T) {
 	check(`historical source "kafka": want window, or influxdb:URL`, "--source=kubernetes:", "--historical_source=kafka", "--sink=kafka:?brokers=h:1")
 	check("--historical_source=window needs the window", "--source=kubernetes:", "--historical_source=window", "--disable-metric-sink")
 	check("`withfields` flag is not true or false", "--source=kubernetes:", "--historical_source=influxdb", "--sink=influxdb:http://h:1?withfields=x")
-	// glog's files have no counterpart
-	check("--log_dir has no counterpart", "--source=kubernetes:", "--log_dir=/var/log")
 	// '-' and '_' are alike, and what is unknown is named with what was probably meant
 	check("metric-resolution is 1s", "--source=kubernetes:", "--metric-resolution=1s")
 	check("metric-resolution is 1s", "--source=kubernetes:", "--metric_resolution=1s")
@@ -69,10 +67,23 @@ func TestHeapstersCommandLineIsTaken(t *testing.T) {
 	args := []string{
 		"--source=kubernetes.summary_api:https://kubernetes.default?inClusterConfig=false&kubeletPort=10250&kubeletHttps=true", "--sink=influxdb:http://monitoring-influxdb:8086",
 		"--sink=log", "--metric_resolution=30s", "--sink_export_data_timeout=10s", "--heapster-port=8082", "--listen_ip=127.0.0.1", "--max_procs=2",
-		"--api-server", "--secure-port=6443", "--label_separator=;", "--ignore_label=a,b", "--store_label=team=owner", "--logtostderr=true", "--v=4", "--stderrthreshold=2",
+		"--api-server", "--secure-port=6443", "--label_separator=;", "--ignore_label=a,b", "--store_label=team=owner", "--logtostderr=true", "--v=4", "-v=4", "--stderrthreshold=2",
+		"--vmodule=a=1", "--log_dir=/var/log", "--log_backtrace_at=a.go:1", "--log-flush-frequency=1s",
 		"--tls-cert-file=x", "--tls-private-key-file=y", "--authentication-skip-lookup", "--profiling=false", "--data-dir=memory",
 	}
 	if code := daemon.Execute(context.Background(), cmd, args, &stderr, &stderr); code != 0 {
 		t.Errorf("it ends with %d: %s", code, stderr.String())
+	}
+}
+
+func TestEventerIsAProgramOfItsOwnName(t *testing.T) {
+	for name, want := range map[string]string{"/eventer": "eventer", "eventer": "eventer", "/heapster": "heapstream", "/app": "heapstream", "": "heapstream"} {
+		if got := called(name).Name; got != want {
+			t.Errorf("called %q it is %s, want %s", name, got, want)
+		}
+	}
+	var out bytes.Buffer
+	if code := daemon.Execute(context.Background(), command(), []string{"eventer", "-source=kubernetes:", "-sink=lgo"}, &out, &out); code != 2 || !strings.Contains(out.String(), `did you mean "log"?`) {
+		t.Errorf("heapstream eventer ends with %d: %s", code, out.String())
 	}
 }
