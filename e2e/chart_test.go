@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -15,6 +16,7 @@ import (
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/engine"
 	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
 )
 
 const chartDir = root + "/deploy/helm/heapstream"
@@ -155,6 +157,85 @@ func TestChartValues(t *testing.T) {
 	}
 	if !strings.Contains(out, "clusters: a,b,c\n") {
 		t.Error("gateways and sinks of the hub are not told of its clusters")
+	}
+}
+
+// The values for the official NATS chart are about the same names, limits and figures as our own bus.
+func TestOfficialChartIsTheSameBus(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "deploy", "nats", "official-chart.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf, err := os.ReadFile(filepath.Join(kubernetesDir, "base", "nats", "nats.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var values struct {
+		NameOverride, FullnameOverride string
+		Config                         struct {
+			Cluster struct {
+				Replicas int32
+				TLS      struct{ SecretName string }
+			}
+			Jetstream struct {
+				MemoryStore struct{ MaxSize string }
+				FileStore   struct {
+					PVC     struct{ Size string }
+					MaxSize string
+				}
+				Merge map[string]string
+			}
+			Nats  struct{ TLS struct{ SecretName string } }
+			Merge map[string]string
+		}
+		Container struct {
+			Env   map[string]string
+			Merge struct{ Resources corev1.ResourceRequirements }
+		}
+		PodTemplate struct {
+			Merge struct{ Spec corev1.PodSpec }
+			Patch []struct {
+				Op, Path string
+				Value    corev1.Volume
+			}
+		}
+	}
+	if err := yaml.Unmarshal(text, &values); err != nil {
+		t.Fatal(err)
+	}
+	m := decodeManifests(t, buildOverlay(t, "full"))
+	i := slices.IndexFunc(m.pods, func(w workload) bool { return w.name == "heapstream-nats" })
+	ours, c := m.pods[i], values.Config
+	container := ours.pod.Spec.Containers[0]
+	check := func(what, got, want string) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%s is %q, and %q in our own", what, got, want)
+		}
+	}
+	check("the label", values.NameOverride, ours.pod.Labels["app.kubernetes.io/name"])
+	check("the Service", values.FullnameOverride, ours.name)
+	check("servers", strconv.Itoa(int(c.Cluster.Replicas)), strconv.Itoa(int(ours.replicas)))
+	check("routes' Secret", c.Cluster.TLS.SecretName, "heapstream-bus-tls")
+	check("clients' Secret", c.Nats.TLS.SecretName, "heapstream-bus-tls")
+	check("users' Secret", values.PodTemplate.Patch[0].Value.Secret.SecretName, "heapstream-bus-users")
+	check("the claim", c.Jetstream.FileStore.PVC.Size, ours.claims[0].Spec.Resources.Requests.Storage().String())
+	check("priority", values.PodTemplate.Merge.Spec.PriorityClassName, ours.pod.Spec.PriorityClassName)
+	for name, quantity := range container.Resources.Requests {
+		got := values.Container.Merge.Resources.Requests[name]
+		check("requests of "+string(name), got.String(), quantity.String())
+	}
+	check("the limit of memory", values.Container.Merge.Resources.Limits.Memory().String(), container.Resources.Limits.Memory().String())
+	for _, e := range container.Env {
+		if e.Name == "GOMEMLIMIT" {
+			check(e.Name, values.Container.Env[e.Name], e.Value)
+		}
+	}
+	for _, line := range []string{"max_memory_store: " + c.Jetstream.MemoryStore.MaxSize, "max_file_store: " + c.Jetstream.FileStore.MaxSize, "sync_interval: " + c.Jetstream.Merge["sync_interval"],
+		"max_payload: " + strings.Trim(c.Merge["max_payload"], "<> "), "write_deadline: \"" + c.Merge["write_deadline"] + "\""} {
+		if !strings.Contains(string(conf), line) {
+			t.Errorf("nats.conf has no line %q", line)
+		}
 	}
 }
 

@@ -41,7 +41,7 @@ func TestComposeGoesOnWhenWhatIsActiveDies(t *testing.T) {
 	}
 	eventually(t, 2*time.Minute, flowing, func() string { return "both gateways have three ticks of the totals\n" + s.describe() })
 	t.Logf("totals flow %s after compose up", time.Since(s.up).Round(time.Second/10))
-	s.checkContainers()
+	s.checkContainers(8) // of the core profile
 
 	both := []string{"aggregator-1", "aggregator-2"}
 	// replaced takes the active aggregator away and checks that the other one closes every tick from there on.
@@ -101,7 +101,20 @@ func TestComposeGoesOnWhenWhatIsActiveDies(t *testing.T) {
 	eventually(t, 30*time.Second, func() bool { return s.readyz(killed) == nil }, func() string {
 		return fmt.Sprintf("%s stands by again: %v\n%s", killed, s.readyz(killed), s.describe())
 	})
-	replaced("stopped", 6*time.Second, func(service string) { s.docker("stop", "--time=10", s.container(service)) })
+	stopped := replaced("stopped", 6*time.Second, func(service string) { s.docker("stop", "--time=10", s.container(service)) })
+	s.docker("start", s.container(stopped))
+	eventually(t, 30*time.Second, func() bool { return s.readyz(stopped) == nil }, func() string {
+		return fmt.Sprintf("%s stands by again: %v\n%s", stopped, s.readyz(stopped), s.describe())
+	})
+
+	// Networks that drop what is sent, of which nobody is told.
+	var connect func()
+	cut := replaced("cut off", 16*time.Second, func(service string) { connect = s.cutOff(service) })
+	connect()
+	eventually(t, patience, func() bool { return s.readyz(cut) == nil }, func() string {
+		return fmt.Sprintf("%s stands by again: %v\n%s", cut, s.readyz(cut), s.describe())
+	})
+	s.busCutOff(t, 3, gateways, res)
 
 	s.checkTop()
 	s.docker("kill", "--signal=KILL", s.container("apigw-1"))
@@ -175,13 +188,26 @@ type stack struct {
 // takes the test is skipped.
 func startStack(t *testing.T) *stack {
 	t.Helper()
+	s := newStack(t, "heapstream-e2e")
+	all := append(slices.Clone(s.compose[1:]), "--profile", "log", "--profile", "influxdb", "--profile", "kafka", "config", "--quiet")
+	if out, err := s.try(time.Minute, s.compose[0], all...); err != nil {
+		t.Fatalf("compose file with all profiles: %v\n%s", err, out)
+	}
+	s.start("NODES=3", "PODS=10", "RESOLUTION=5s", "API_PORT=0", "APIGW_1_PORT=0", "APIGW_2_PORT=0", "AGGREGATOR_1_PORT=0", "AGGREGATOR_2_PORT=0", "INFLUXDB_PORT=0")
+	return s
+}
+
+// newStack is a project on images of this tree, which are removed with the test. Further arguments are compose's. Without what it takes
+// the test is skipped.
+func newStack(t *testing.T, name string, args ...string) *stack {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("SKIP: -short: images and containers take their time")
 	}
 	if runtime.GOOS != "linux" {
 		t.Skip("SKIP: no Docker engine of this host's own: not Linux")
 	}
-	s := &stack{t: t, project: fmt.Sprintf("heapstream-e2e-%d", os.Getpid()), client: &http.Client{
+	s := &stack{t: t, project: fmt.Sprintf("%s-%d", name, os.Getpid()), client: &http.Client{
 		Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true},
 	}}
 	if out, err := s.try(20*time.Second, "docker", "info", "--format", "{{.OSType}}"); err != nil || strings.TrimSpace(out) != "linux" {
@@ -199,14 +225,11 @@ func startStack(t *testing.T) *stack {
 	if _, err := exec.LookPath("make"); err != nil {
 		t.Skip("SKIP: no make, which builds the images")
 	}
-	s.compose = append(s.compose, "--project-name", s.project)
+	s.compose = append(append(s.compose, "--project-name", s.project), args...)
 
 	const images = "heapstream-e2e"
 	tag := fmt.Sprintf("p%d", os.Getpid())
-	s.env = append(os.Environ(), "IMAGES="+images, "TAG="+tag, "NODES=3", "PODS=10", "RESOLUTION=5s")
-	for _, port := range []string{"API", "APIGW_1", "APIGW_2", "AGGREGATOR_1", "AGGREGATOR_2", "INFLUXDB"} {
-		s.env = append(s.env, port+"_PORT=0") // one that the engine chooses
-	}
+	s.env = append(os.Environ(), "IMAGES="+images, "TAG="+tag)
 	built := time.Now()
 	output, err := s.try(8*time.Minute, "make", "--no-print-directory", "images", "IMAGES="+images, "TAG="+tag)
 	t.Cleanup(func() {
@@ -220,16 +243,19 @@ func startStack(t *testing.T) *stack {
 		t.Fatalf("make images: %v\n%s", err, output)
 	}
 	t.Logf("images were made in %s", time.Since(built).Round(time.Second/10))
+	return s
+}
 
-	all := append(slices.Clone(s.compose[1:]), "--profile", "log", "--profile", "influxdb", "--profile", "kafka", "config", "--quiet")
-	if out, err := s.try(time.Minute, s.compose[0], all...); err != nil {
-		t.Fatalf("compose file with all profiles: %v\n%s", err, out)
-	}
+// start starts the project with this environment, in which a port of 0 is one that the engine chooses; it is taken down with the test.
+func (s *stack) start(env ...string) {
+	t := s.t
+	t.Helper()
+	s.env = append(s.env, env...)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(s.describe())
 		}
-		if out, err := s.run(time.Minute, "down", "--volumes", "--remove-orphans", "--timeout=5"); err != nil {
+		if out, err := s.run(2*time.Minute, "down", "--volumes", "--remove-orphans", "--timeout=5"); err != nil {
 			t.Errorf("compose down: %v\n%s", err, out)
 		}
 	})
@@ -238,7 +264,6 @@ func startStack(t *testing.T) *stack {
 		t.Fatalf("compose up: %v\n%s", err, out)
 	}
 	t.Logf("compose up took %s", time.Since(s.up).Round(time.Second/10))
-	return s
 }
 
 // try runs a program at the root of the repository; it returns what it printed.
@@ -298,8 +323,11 @@ func (s *stack) get(service string, port int, path string) ([]byte, error) {
 }
 
 // totals are the ticks of the cluster's CPU rate as a gateway serves them, in its order.
-func (s *stack) totals(gateway string) ([]time.Time, error) {
-	body, err := s.get(gateway, 8082, "/api/v1/model/metrics/cpu/usage_rate")
+func (s *stack) totals(gateway string) ([]time.Time, error) { return s.totalsAt(gateway, "") }
+
+// totalsAt are those of a cluster whose paths begin with this.
+func (s *stack) totalsAt(gateway, path string) ([]time.Time, error) {
+	body, err := s.get(gateway, 8082, path+"/api/v1/model/metrics/cpu/usage_rate")
 	if err != nil {
 		return nil, err
 	}
@@ -391,7 +419,7 @@ func (s *stack) checkTop() {
 
 // checkContainers fails the test unless all containers are what the compose file promises: healthy, not root, on a file
 // system that cannot be written, reachable from this host alone.
-func (s *stack) checkContainers() {
+func (s *stack) checkContainers(want int) {
 	s.t.Helper()
 	type container struct {
 		Name   string
@@ -434,8 +462,8 @@ func (s *stack) checkContainers() {
 	eventually(s.t, time.Minute, func() bool { sick = look(); return len(sick) == 0 }, func() string {
 		return fmt.Sprintf("every container is healthy: %s\n%s", sick, s.describe())
 	})
-	if len(all) != 8 {
-		s.t.Errorf("the core profile has %d containers, want 8", len(all))
+	if len(all) != want {
+		s.t.Errorf("there are %d containers, want %d", len(all), want)
 	}
 	for _, c := range all {
 		if c.Config.User != "65532:65532" || !c.HostConfig.ReadonlyRootfs || !slices.Contains(c.HostConfig.CapDrop, "ALL") {

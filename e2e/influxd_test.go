@@ -17,7 +17,14 @@ import (
 )
 
 // influxd is an InfluxDB 1.x server of this machine, started for a test.
-type influxd struct{ URL string }
+type influxd struct{ URL, db string }
+
+func (i *influxd) sink() string { return "influxdb:" + i.URL + "?db=" + i.db }
+
+func (i *influxd) series(t *testing.T, metric string) []influxSeries {
+	t.Helper()
+	return i.query(t, `SELECT "value" FROM "`+metric+`" GROUP BY *`)
+}
 
 // influxSeries is one series of an answer: its tags and its points.
 type influxSeries struct {
@@ -44,7 +51,13 @@ func startInfluxd(t *testing.T, lines ...string) *influxd {
 	if err != nil {
 		t.Skip("SKIP: no influxd on this machine: apt-get install influxdb (1.x)")
 	}
-	dir, addr := t.TempDir(), freeAddr(t)
+	return runInfluxd(t, binary, freeAddr(t), lines...)
+}
+
+// runInfluxd is startInfluxd at an address that the caller knows.
+func runInfluxd(t *testing.T, binary, addr string, lines ...string) *influxd {
+	t.Helper()
+	dir := t.TempDir()
 	config := filepath.Join(dir, "influxdb.conf")
 	if err := os.WriteFile(config, fmt.Appendf(nil, `
 reporting-disabled = true
@@ -77,7 +90,7 @@ log-enabled = false
 			t.Logf("influxd: %s", said.String())
 		}
 	})
-	i := &influxd{URL: "http://" + addr}
+	i := &influxd{URL: "http://" + addr, db: "k8s"}
 	eventually(t, 30*time.Second, func() bool {
 		resp, err := http.Get(i.URL + "/ping")
 		if err != nil {
@@ -89,10 +102,10 @@ log-enabled = false
 	return i
 }
 
-// query returns the series of one statement on database k8s; nil where there is no such database yet.
+// query returns the series of one statement on the database; nil where there is no such database yet.
 func (i *influxd) query(t *testing.T, q string) []influxSeries {
 	t.Helper()
-	resp, err := http.Get(i.URL + "/query?" + url.Values{"db": {"k8s"}, "epoch": {"ms"}, "q": {q}}.Encode())
+	resp, err := http.Get(i.URL + "/query?" + url.Values{"db": {i.db}, "epoch": {"ms"}, "q": {q}}.Encode())
 	if err != nil {
 		t.Fatal(err)
 	}

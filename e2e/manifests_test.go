@@ -637,19 +637,32 @@ func busUsers(cluster string) string {
 		"# cd e2e && go test -run TestBusUsersOfManifests -update .\nauthorization {\n  users: [\n")
 	for _, role := range roles {
 		publish, subscribe := bus.Permissions(role, cluster)
-		fmt.Fprintf(&b, "    { user: %s, password: \"PASSWORD_%s\", permissions: {\n      publish: [\n", role, role)
+		only := ""
+		if cluster == "" { // where links come in
+			only = "allowed_connection_types: [STANDARD], "
+		}
+		fmt.Fprintf(&b, "    { user: %s, password: \"PASSWORD_%s\", %spermissions: {\n      publish: [\n", role, role, only)
 		for _, subject := range publish {
 			fmt.Fprintf(&b, "        %q\n", subject)
 		}
 		fmt.Fprintf(&b, "      ]\n      subscribe: %q\n    } }\n", subscribe)
 	}
+	if cluster == "" {
+		b.WriteString("    # LINKS\n") // to be replaced
+	}
 	b.WriteString("  ]\n}\n")
 	return b.String()
 }
 
+// busLink is the user of a hub by which an edge links to it.
+func busLink() string {
+	publish, subscribe := bus.LinkPermissions("DOMAIN")
+	return fmt.Sprintf("    { user: \"DOMAIN\", password: \"PASSWORD\", allowed_connection_types: [LEAFNODE], permissions: {\n      publish: [\"%s\"]\n      subscribe: [\"%s\"]\n    } }\n", strings.Join(publish, `", "`), strings.Join(subscribe, `", "`))
+}
+
 func TestBusUsersOfManifests(t *testing.T) {
-	for name, cluster := range map[string]string{"cluster.conf": "CLUSTER", "hub.conf": ""} {
-		file, want := filepath.Join(kubernetesDir, "users", name), busUsers(cluster)
+	for name, want := range map[string]string{"cluster.conf": busUsers("CLUSTER"), "hub.conf": busUsers(""), "link.conf": busLink()} {
+		file := filepath.Join(kubernetesDir, "users", name)
 		if *update {
 			if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
 				t.Fatal(err)
@@ -712,7 +725,7 @@ func TestBusOfManifests(t *testing.T) {
 	config := func(overlay, domain, secrets string) string {
 		t.Helper()
 		from := map[string]string{"leaf.conf": filepath.Join(kubernetesDir, "overlays", overlay, "leaf.conf"), "users.conf": filepath.Join(secrets, "bus", "users.conf"),
-			"hub.conf": filepath.Join(secrets, "hub", "hub.conf"), "leafs.conf": filepath.Join(secrets, "hub", "leafs.conf")}
+			"hub.conf": filepath.Join(secrets, "hub", "hub.conf")}
 		conf := read(filepath.Join(kubernetesDir, "base", "nats", "nats.conf"))
 		for include.MatchString(conf) {
 			conf = include.ReplaceAllStringFunc(conf, func(line string) string { return read(from[include.FindStringSubmatch(line)[1]]) + "\n" })

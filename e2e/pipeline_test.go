@@ -75,8 +75,12 @@ type ledger struct {
 
 // follow reads ROLLUPS until the test ends.
 func (p *pipeline) follow(t *testing.T, cluster string) *ledger {
+	return follow(t, p.conn(t), cluster)
+}
+
+// follow reads ROLLUPS until the test ends.
+func follow(t *testing.T, conn *bus.Conn, cluster string) *ledger {
 	l := &ledger{nodes: map[nodeTick]int{}, totals: map[proto.Tick][]proto.Totals{}}
-	conn := p.conn(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -128,7 +132,7 @@ func (l *ledger) whole(t *testing.T, after proto.Tick, nodes int) proto.Tick {
 	t.Helper()
 	var tick proto.Tick
 	var totals proto.Totals
-	eventually(t, 60*time.Second, func() bool {
+	eventually(t, patience, func() bool {
 		tick, totals = l.last(t)
 		return tick > after && int(totals.Expected) == nodes && totals.Reported == totals.Expected
 	}, func() string { return fmt.Sprintf("no whole tick after %s: at %s %+v", after, tick, totals) })

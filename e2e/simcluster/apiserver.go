@@ -754,7 +754,15 @@ func (s *watchStream) send(t watch.EventType, obj runtime.Object) error {
 	return s.offer.StreamSerializer.Serializer.Encode(ev, s.framer)
 }
 
-func (s *watchStream) flush() error { return s.rc.Flush() }
+// flush writes what was sent, and lets the stream be idle for as long as it likes: over HTTP/2 a deadline that stays set
+// ends the stream when it has passed, whether anything is being written or not, and its watcher would list everything again.
+func (s *watchStream) flush() error {
+	err := s.rc.Flush()
+	if clear := s.rc.SetWriteDeadline(time.Time{}); err == nil && !errors.Is(clear, http.ErrNotSupported) {
+		err = clear
+	}
+	return err
+}
 
 // other answers for paths that name no resource.
 func (a *apiServer) other(w http.ResponseWriter, r *http.Request, user *User) {

@@ -1,49 +1,62 @@
 // Command benchcluster is `make bench-cluster`: a simulated cluster and the pipeline as separate processes, and what
-// each of them costs. It prints CPU time per tick, peak memory, both per 1000 containers, and the bytes on the bus.
+// each of them costs and how soon it answers. It prints CPU time per tick, memory, both per 1000 containers, the bytes on
+// the bus, the time from a kubelet's answer to its being served, the latencies of the APIs, and what a killed gateway
+// and a killed aggregator cost.
 //
 // It measures with the kernel's own accounting of each process, so what else the machine does shows in waiting times
-// and not in CPU figures. The simulator's own cost is printed and not counted.
+// and not in CPU figures. The simulator's own cost is printed and not counted, nor is that of this program.
 //
-// Not here: a verdict; benchmarks of single functions (beside the code).
+// Not here: a verdict; benchmarks of single functions (beside the code); whether anything is lost (soak).
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/pflag"
 
+	"github.com/heapstream/heapstream/e2e/fleet"
 	"github.com/heapstream/heapstream/proto/bus"
 	"github.com/heapstream/heapstream/proto/daemon"
 )
 
+// What can be measured, in this order.
+const (
+	costs     = "costs"
+	delay     = "delay"
+	apis      = "apis"
+	coldStart = "cold-start"
+	failOver  = "fail-over"
+)
+
+var everything = []string{costs, delay, apis, coldStart, failOver}
+
 type options struct {
 	bin                     string
 	nodes, pods, containers int
+	namespaces              int
 	resolution              time.Duration
 	warmUp, ticks           int
+	measure                 []string
 	keep                    bool
 	scrapeOnly              bool
+	batches                 bool
 	profiles                string
 }
 
 func main() {
-	o := options{bin: "bin", nodes: 100, pods: 30, containers: 2, resolution: 15 * time.Second, warmUp: 4, ticks: 4}
+	o := options{bin: "bin", nodes: 100, pods: 30, containers: 2, resolution: 15 * time.Second, warmUp: 4, ticks: 4, measure: everything}
 	process := daemon.DefaultConfig()
 	process.TelemetryListen = ""
 	daemon.Main(&daemon.Command{
@@ -56,30 +69,58 @@ func main() {
 			fs.IntVar(&o.nodes, "nodes", o.nodes, "nodes of the cluster")
 			fs.IntVar(&o.pods, "pods", o.pods, "pods a node")
 			fs.IntVar(&o.containers, "containers", o.containers, "containers a pod")
+			fs.IntVar(&o.namespaces, "namespaces", o.namespaces, "namespaces of the workload; 0: one for 600 pods, and 4 at least")
 			fs.DurationVar(&o.resolution, "resolution", o.resolution, "distance between two ticks")
-			fs.IntVar(&o.warmUp, "warm-up", o.warmUp, "ticks before measuring: connections are made in the first")
+			fs.IntVar(&o.warmUp, "warm-up", o.warmUp, "ticks before measuring: connections are made in the first; 15 minutes of them fill the window")
 			fs.IntVar(&o.ticks, "ticks", o.ticks, "ticks to measure")
+			fs.StringSliceVar(&o.measure, "measure", o.measure, "what to measure")
 			fs.BoolVar(&o.scrapeOnly, "scrape-only", o.scrapeOnly, "leave out aggregator and gateway: how many nodes one scraper can ask")
+			fs.BoolVar(&o.batches, "batches", o.batches, "write batches straight to the bus: those of a small simulated cluster, many times over under other names")
 			fs.StringVar(&o.profiles, "profiles", o.profiles, "`directory` for CPU and heap profiles of our services, taken while measuring; the taking is measured too")
 			fs.BoolVar(&o.keep, "keep", o.keep, "keep the folder with data and logs")
 		},
-		Run: o.run,
+		Validate: o.validate,
+		Run:      o.run,
 	})
 }
 
-// stage is one process of the pipeline.
-type stage struct {
-	name      string
-	cmd       *exec.Cmd
-	telemetry string // host:port; "" where it has none
-	before    usage
+func (o *options) validate() error {
+	var errs []error
+	for _, m := range o.measure {
+		if !slices.Contains(everything, m) {
+			errs = append(errs, fmt.Errorf("--measure: %q is unknown: want some of %s", m, strings.Join(everything, ", ")))
+		}
+	}
+	if o.nodes < 1 || o.pods < 1 || o.containers < 1 || o.ticks < 1 || o.warmUp < 0 {
+		errs = append(errs, fmt.Errorf("%d nodes with %d pods of %d containers over %d ticks after %d: want at least one of each", o.nodes, o.pods, o.containers, o.ticks, o.warmUp))
+	}
+	if o.batches && o.scrapeOnly {
+		errs = append(errs, errors.New("--batches and --scrape-only: there is nothing to measure without scraper, aggregator and gateway"))
+	}
+	return errors.Join(errs...)
 }
 
-// usage is what the kernel says of a process so far.
-type usage struct {
-	cpu            time.Duration
-	peak, resident int64 // bytes
-	anonymous      int64
+// bench is one run.
+type bench struct {
+	*options
+	log   *slog.Logger
+	out   io.Writer
+	dir   string
+	fleet *fleet.Fleet
+	conn  *bus.Conn
+
+	token         string // of the administrator of the simulated cluster
+	model, secure string // host:port of the gateway's APIs
+	client        *http.Client
+	args          map[string][]string // of aggregators, for a second one
+	lines         []line              // of the table
+}
+
+// line is one of the table at the end.
+type line struct{ what, is string }
+
+func (b *bench) say(what, format string, args ...any) {
+	b.lines = append(b.lines, line{what, fmt.Sprintf(format, args...)})
 }
 
 func (o *options) run(ctx context.Context, d daemon.Deps) (err error) {
@@ -92,147 +133,120 @@ func (o *options) run(ctx context.Context, d daemon.Deps) (err error) {
 	} else {
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
-	ports, err := freePorts(7) // nats, simcluster, apigw (2), aggregator, scraper; the last for profiles of nats
-	if err != nil {
-		return err
+	if o.namespaces == 0 {
+		o.namespaces = max(4, o.nodes*o.pods/600)
 	}
-	var stages []*stage
-	defer func() {
-		for i := len(stages) - 1; i >= 0; i-- {
-			stages[i].stop()
-		}
-	}()
-	start := func(name, telemetry string, args ...string) error {
-		s, err := o.start(dir, name, telemetry, args...)
-		if err == nil {
-			stages = append(stages, s)
-		}
-		return err
+	if o.scrapeOnly {
+		o.measure = []string{costs}
 	}
-	local := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
-	natsURL, api, kubeconfig := "nats://"+local(0), local(1), filepath.Join(dir, "reader.kubeconfig")
-
-	profNATS, natsTelemetry := "", ""
-	if o.profiles != "" {
-		natsTelemetry = local(6)
-		profNATS = fmt.Sprintf("prof_port: %d\n", ports[6])
-	}
-	conf := filepath.Join(dir, "nats.conf")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, "listen: %q\nmax_payload: 8MB\njetstream { store_dir: %q, max_file_store: 32GB, max_memory_store: 64MB }\n%s", local(0), filepath.Join(dir, "nats"), profNATS), 0o600); err != nil {
-		return err
-	}
+	b := &bench{options: o, log: d.Log, out: d.Stdout, dir: dir, fleet: &fleet.Fleet{Bin: o.bin, Dir: dir}, args: map[string][]string{}}
+	defer func() { err = errors.Join(err, b.fleet.Stop()) }()
+	ctx, cancel := context.WithCancel(ctx)
 	begun := time.Now()
-	if err := errors.Join(
-		start("nats", natsTelemetry, "-c", conf),
-		start("simcluster", "", "--nodes="+strconv.Itoa(o.nodes), "--pods="+strconv.Itoa(o.pods), "--containers="+strconv.Itoa(o.containers), "--recorded=false",
-			"--listen="+api, "--listen-secure=127.0.0.1:0", "--kubelet-port=0", "--kubelet-read-only-port=0", "--reader-kubeconfig-out="+kubeconfig),
-	); err != nil {
-		return err
-	}
-	if err := until(ctx, "the simulated cluster serves", func() bool {
-		_, err := os.Stat(kubeconfig)
-		return err == nil && answers(ctx, "http://"+api+"/readyz")
-	}); err != nil {
-		return err
-	}
-	cfg := bus.DefaultConfig()
-	cfg.URLs, cfg.Name = []string{natsURL}, "benchcluster"
-	conn, err := bus.Connect(ctx, cfg, d.Log)
+	stop, err := b.start(ctx)
+	defer func() { cancel(); err = errors.Join(err, stop()) }()
 	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := conn.WaitUp(ctx); err != nil {
-		return err
-	}
-	if _, err := conn.Apply(ctx, bus.Topology{Cluster: "bench", Nodes: o.nodes, Resolution: o.resolution, RollupsBytes: 16 << 30}); err != nil {
-		return err
-	}
-	url := "--bus-url=" + natsURL
-	profiling := "--telemetry-profiling=" + strconv.FormatBool(o.profiles != "")
-	if !o.scrapeOnly {
-		if err := errors.Join(
-			start("apigw", local(2), url, "--telemetry-listen="+local(2), profiling, "--cluster=bench", "--listen_ip=127.0.0.1", "--heapster-port="+strconv.Itoa(ports[3])),
-			start("aggregator", local(4), url, "--telemetry-listen="+local(4), profiling),
-		); err != nil {
-			return err
-		}
-	}
-	if err := start("scraper", local(5), url, "--telemetry-listen="+local(5), profiling, "--cluster=bench", "--kubeconfig="+kubeconfig, "--metric-resolution="+o.resolution.String()); err != nil {
 		return err
 	}
 	first := func() bool {
-		return contains(ctx, "http://"+local(3)+"/api/v1/model/metrics/cpu/usage_rate", `"value"`)
+		return strings.Contains(fleet.Get(ctx, "http://"+b.model+"/api/v1/model/metrics/cpu/usage_rate", 0), `"value"`)
 	}
 	if o.scrapeOnly {
 		first = func() bool {
-			st, err := conn.StreamState(ctx, bus.SamplesStream("bench"))
+			st, err := b.conn.StreamState(ctx, bus.SamplesStream(cluster))
 			return err == nil && !st.Empty()
 		}
 	}
-	if err := until(ctx, "there is data", first); err != nil {
+	if err := fleet.Until(ctx, "there is data", first); err != nil {
 		return err
 	}
 	fmt.Fprintf(d.Stdout, "first data after %.1f s\n", time.Since(begun).Seconds())
-	if err := wait(ctx, time.Duration(o.warmUp)*o.resolution); err != nil {
+	if err := fleet.Wait(ctx, time.Duration(o.warmUp)*o.resolution); err != nil {
 		return err
 	}
-	streams := [2]string{bus.SamplesStream("bench"), bus.RollupsStream("bench")}
-	var sizes [2]uint64
-	var scrapes map[string]float64
-	measure := func(first bool) error {
-		for _, s := range stages {
-			u, err := s.usage()
-			if err != nil {
-				return err
-			}
-			if first {
-				s.before = u
-			} else {
-				u.cpu -= s.before.cpu
-				s.before = u
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{{costs, b.costs}, {delay, b.delay}, {apis, b.apis}, {coldStart, b.coldStart}, {failOver, b.failOver}} {
+		if slices.Contains(o.measure, step.name) {
+			if err := step.do(ctx); err != nil {
+				return fmt.Errorf("measure %s: %w", step.name, err)
 			}
 		}
-		for i, name := range streams {
-			st, err := conn.StreamState(ctx, name)
-			if err != nil {
-				return err
-			}
-			sizes[i] = st.Bytes - sizes[i]
+	}
+	w := tabwriter.NewWriter(d.Stdout, 0, 0, 2, ' ', 0)
+	for _, l := range b.lines {
+		fmt.Fprintf(w, "%s\t%s\n", l.what, l.is)
+	}
+	return w.Flush()
+}
+
+// cost is what a process has cost so far, or between two looks.
+type cost struct {
+	name string
+	fleet.Usage
+}
+
+// look is everything that is measured over ticks, at one moment.
+type look struct {
+	costs   []cost
+	streams [2]bus.State
+	scrapes map[string]float64
+	load    string
+}
+
+func (b *bench) look(ctx context.Context) (l look, err error) {
+	for _, p := range b.fleet.Processes() {
+		u, err := p.Usage()
+		if err != nil {
+			return l, err
 		}
-		now := counters(ctx, "http://"+local(5)+"/metrics", "heapstream_scraper_")
-		for k, v := range scrapes {
-			now[k] -= v
+		l.costs = append(l.costs, cost{p.Name, u})
+		if p.Name == "scraper" {
+			l.scrapes = p.Counters(ctx, "heapstream_scraper_")
 		}
-		scrapes = now
-		return nil
 	}
-	if err := measure(true); err != nil {
+	for i, name := range []string{bus.SamplesStream(cluster), bus.RollupsStream(cluster)} {
+		if l.streams[i], err = b.conn.StreamState(ctx, name); err != nil {
+			return l, err
+		}
+	}
+	load, _ := os.ReadFile("/proc/loadavg") // for the reader; none elsewhere
+	l.load, _, _ = strings.Cut(string(load), " ")
+	return l, nil
+}
+
+// costs measures over some ticks, and takes profiles if asked to.
+func (b *bench) costs(ctx context.Context) error {
+	before, err := b.look(ctx)
+	if err != nil {
 		return err
 	}
-	if err := o.measured(ctx, stages); err != nil {
+	if err := b.measured(ctx); err != nil {
 		return err
 	}
-	if err := measure(false); err != nil {
+	after, err := b.look(ctx)
+	if err != nil {
 		return err
 	}
-	return o.report(d.Stdout, stages, sizes, scrapes)
+	return b.report(before, after)
 }
 
 // measured waits while the figures build up, and takes profiles if asked to.
-func (o *options) measured(ctx context.Context, stages []*stage) error {
-	span := time.Duration(o.ticks) * o.resolution
-	if o.profiles == "" {
-		return wait(ctx, span)
+func (b *bench) measured(ctx context.Context) error {
+	span := time.Duration(b.ticks) * b.resolution
+	if b.profiles == "" {
+		return fleet.Wait(ctx, span)
 	}
+	stages := b.fleet.Processes()
 	results := make(chan error, len(stages))
 	for _, s := range stages {
 		go func() {
-			if s.telemetry == "" {
+			if s.Telemetry == "" {
 				results <- nil
 				return
 			}
-			base, file := "http://"+s.telemetry+"/debug/pprof/", filepath.Join(o.profiles, s.name)
+			base, file := "http://"+s.Telemetry+"/debug/pprof/", filepath.Join(b.profiles, s.Name)
 			results <- errors.Join(
 				save(ctx, fmt.Sprintf("%sprofile?seconds=%d", base, int(span.Seconds())), file+".cpu.pprof", span),
 				save(ctx, base+"allocs", file+".allocs.pprof", 0),
@@ -247,34 +261,51 @@ func (o *options) measured(ctx context.Context, stages []*stage) error {
 }
 
 func save(ctx context.Context, url, file string, takes time.Duration) error {
-	body := get(ctx, url, takes)
+	body := fleet.Get(ctx, url, takes)
 	if body == "" {
 		return fmt.Errorf("no profile from %s", url)
 	}
 	return os.WriteFile(file, []byte(body), 0o600)
 }
 
-func (o *options) report(out io.Writer, stages []*stage, sizes [2]uint64, scrapes map[string]float64) error {
-	thousands := float64(o.nodes*o.pods*o.containers) / 1000
-	fmt.Fprintf(out, "%d nodes x %d pods x %d containers, every %s, over %d ticks\n", o.nodes, o.pods, o.containers, o.resolution, o.ticks)
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "process\tCPU s/tick\tcores\tCPU ms/1000 containers\tpeak MiB\tresident MiB\tanonymous MiB\t")
+// counted are the processes that serve a cluster from the bus on.
+var counted = []string{"nats", "aggregator", "apigw"}
+
+func (b *bench) report(before, after look) error {
+	thousands, ticks := float64(b.nodes*b.pods*b.containers)/1000, float64(b.ticks)
+	fmt.Fprintf(b.out, "%d nodes x %d pods x %d containers in %d namespaces, every %s, over %d ticks; load of the machine %s and %s\n",
+		b.nodes, b.pods, b.containers, b.namespaces, b.resolution, b.ticks, before.load, after.load)
+	w := tabwriter.NewWriter(b.out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "process\tCPU s/tick\tcores\tCPU ms/1000 containers\tpeak MiB\tresident MiB\tanonymous MiB\tMiB/1000 containers\t")
 	var side time.Duration
-	for _, s := range stages {
-		per := s.before.cpu.Seconds() / float64(o.ticks)
-		fmt.Fprintf(w, "%s\t%.3f\t%.3f\t%.2f\t%.1f\t%.1f\t%.1f\t\n", s.name, per, per/o.resolution.Seconds(), per*1000/thousands, mib(s.before.peak), mib(s.before.resident), mib(s.before.anonymous))
-		if s.name == "nats" || s.name == "aggregator" || s.name == "apigw" {
-			side += s.before.cpu
+	var resident int64
+	row := func(name string, cpu time.Duration, rest string) {
+		per := cpu.Seconds() / ticks
+		fmt.Fprintf(w, "%s\t%.3f\t%.3f\t%.2f\t%s", name, per, per/b.resolution.Seconds(), per*1000/thousands, rest)
+	}
+	for i, c := range after.costs {
+		cpu := c.CPU - before.costs[i].CPU
+		row(c.name, cpu, fmt.Sprintf("%.1f\t%.1f\t%.1f\t%.2f\t\n", mib(c.Peak), mib(c.Resident), mib(c.Anonymous), mib(c.Resident)/thousands))
+		if slices.Contains(counted, c.name) {
+			side += cpu
+			resident += c.Resident
 		}
 	}
-	fmt.Fprintf(w, "bus + aggregator + gateway\t%.3f\t\t%.2f\t\t\t\t\n", side.Seconds()/float64(o.ticks), side.Seconds()*1000/float64(o.ticks)/thousands)
+	row("bus + aggregator + gateway", side, fmt.Sprintf("\t%.1f\t\t%.2f\t\n", mib(resident), mib(resident)/thousands))
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "on the bus per tick: samples %.2f MiB, rollups %.2f MiB\n", mib(int64(sizes[0]))/float64(o.ticks), mib(int64(sizes[1]))/float64(o.ticks)) //nolint:gosec // bytes of a stream
-	for _, name := range sorted(scrapes) {
-		if v := scrapes[name]; v != 0 && !strings.Contains(name, "_bucket") && !strings.Contains(name, "seconds") {
-			fmt.Fprintf(out, "  %s %+.0f\n", name, v)
+	var bytes, messages [2]float64
+	for i := range bytes {
+		messages[i] = float64(after.streams[i].LastSeq-before.streams[i].LastSeq) / ticks
+		if n := after.streams[i].Messages; n > 0 {
+			bytes[i] = messages[i] * mib(int64(after.streams[i].Bytes)) / float64(n) //nolint:gosec // bytes of a stream
+		}
+	}
+	b.say("on the bus, a tick", "SAMPLES %.2f MiB in %.0f messages, ROLLUPS %.2f MiB in %.0f", bytes[0], messages[0], bytes[1], messages[1])
+	for _, name := range sorted(after.scrapes) {
+		if v := after.scrapes[name] - before.scrapes[name]; v != 0 && !strings.Contains(name, "_bucket") && !strings.Contains(name, "seconds") {
+			fmt.Fprintf(b.out, "  %s %+.0f\n", name, v)
 		}
 	}
 	return nil
@@ -282,151 +313,24 @@ func (o *options) report(out io.Writer, stages []*stage, sizes [2]uint64, scrape
 
 func mib(n int64) float64 { return float64(n) / (1 << 20) }
 
-func (o *options) start(dir, name, telemetry string, args ...string) (*stage, error) {
-	log, err := os.Create(filepath.Join(dir, name+".log")) //nolint:gosec // our own folder
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	cmd := exec.Command(filepath.Join(o.bin, name), args...) //nolint:gosec // our own programs
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w (make build makes it)", name, err)
-	}
-	return &stage{name: name, cmd: cmd, telemetry: telemetry}, nil
-}
-
-func (s *stage) stop() {
-	_ = s.cmd.Process.Signal(syscall.SIGTERM)
-	done := make(chan struct{})
-	go func() { _ = s.cmd.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(15 * time.Second):
-		slog.Warn("process does not stop and is killed", "process", s.name)
-		_ = s.cmd.Process.Kill()
-		<-done
-	}
-}
-
-// clockTick is the unit of CPU time in /proc, 100 a second on every Linux that Go runs on.
-const clockTick = 10 * time.Millisecond
-
-func (s *stage) usage() (u usage, err error) {
-	proc := fmt.Sprintf("/proc/%d/", s.cmd.Process.Pid)
-	stat, err := os.ReadFile(proc + "stat")
-	if err != nil {
-		return u, fmt.Errorf("%s has ended: %w", s.name, err)
-	}
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	if len(fields) < 13 {
-		return u, fmt.Errorf("%sstat has %d fields", proc, len(fields))
-	}
-	for _, f := range fields[11:13] { // utime, stime
-		n, err := strconv.ParseInt(f, 10, 64)
-		if err != nil {
-			return u, fmt.Errorf("%sstat: %w", proc, err)
-		}
-		u.cpu += time.Duration(n) * clockTick
-	}
-	status, err := os.Open(proc + "status") //nolint:gosec // /proc
-	if err != nil {
-		return u, err
-	}
-	defer status.Close()
-	lines := bufio.NewScanner(status)
-	for lines.Scan() {
-		key, value, _ := strings.Cut(lines.Text(), ":")
-		kib, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
-		switch key {
-		case "VmHWM":
-			u.peak = kib << 10
-		case "VmRSS":
-			u.resident = kib << 10
-		case "RssAnon":
-			u.anonymous = kib << 10
-		}
-	}
-	return u, lines.Err()
-}
-
-// freePorts finds ports that nobody listens on just now.
-func freePorts(n int) (ports []int, err error) {
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port) //nolint:forcetypeassert // it is TCP
-	}
-	return ports, nil
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func until(ctx context.Context, what string, holds func() bool) error {
-	for deadline := time.Now().Add(5 * time.Minute); !holds(); {
-		if time.Now().After(deadline) {
-			return fmt.Errorf("waited 5 minutes in vain until %s", what)
-		}
-		if err := wait(ctx, 100*time.Millisecond); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// get returns the body of a good answer, or "". The answer may take 5 s longer than takes.
-func get(ctx context.Context, url string, takes time.Duration) string {
-	ctx, cancel := context.WithTimeout(ctx, takes+5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return ""
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return ""
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		return ""
-	}
-	return string(body)
-}
-
-func answers(ctx context.Context, url string) bool { return get(ctx, url, 0) != "" }
-
-func contains(ctx context.Context, url, text string) bool {
-	return strings.Contains(get(ctx, url, 0), text)
-}
-
-// counters reads the series of a /metrics page whose names have the prefix.
-func counters(ctx context.Context, url, prefix string) map[string]float64 {
-	all := map[string]float64{}
-	for line := range strings.Lines(get(ctx, url, 0)) {
-		name, value, ok := strings.Cut(strings.TrimSpace(line), " ")
-		if ok && strings.HasPrefix(name, prefix) {
-			all[name], _ = strconv.ParseFloat(value, 64)
-		}
-	}
-	return all
-}
-
 func sorted(m map[string]float64) (names []string) {
 	for name := range m {
 		names = append(names, name)
 	}
 	slices.Sort(names)
 	return names
+}
+
+// millis is a duration for the table.
+func millis(d time.Duration) string {
+	return strconv.FormatFloat(float64(d)/float64(time.Millisecond), 'f', 1, 64) + " ms"
+}
+
+// quantiles of durations, which it sorts.
+func quantiles(all []time.Duration) (p50, p99, most time.Duration) {
+	if len(all) == 0 {
+		return 0, 0, 0
+	}
+	slices.Sort(all)
+	return all[len(all)/2], all[min(len(all)*99/100, len(all)-1)], all[len(all)-1]
 }
