@@ -1,7 +1,7 @@
 # Everything here needs Go, git and make; e2e, up and images use more where it is there and say so.
 
 MODULES  := proto scraper aggregator apigw sinks deploy/standalone e2e
-PROGRAMS := heapstream scraper aggregator apigw sinks simcluster demo benchcluster nats healthcheck
+PROGRAMS := heapstream scraper aggregator apigw sinks simcluster demo benchcluster soak nats healthcheck
 # Where a program's package is, and which module builds it: "module package".
 heapstream_in := deploy/standalone ./cmd/heapstream
 scraper_in    := scraper ./cmd/scraper
@@ -11,10 +11,15 @@ sinks_in      := sinks ./cmd/sinks
 simcluster_in := e2e ./cmd/simcluster
 demo_in       := e2e ./cmd/demo
 benchcluster_in := e2e ./cmd/benchcluster
+soak_in       := e2e ./cmd/soak
 # The bus of the compose file is the server's own program, in the version that proto embeds.
 nats_in       := proto github.com/nats-io/nats-server/v2
 # What asks it, in an image without a shell.
 healthcheck_in := proto ./daemon/cmd/healthcheck
+
+# What is built and what is tested is the same, and needs no C compiler; only the race detector does.
+export CGO_ENABLED ?= 0
+race: export CGO_ENABLED = 1
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null)
@@ -35,20 +40,20 @@ PROFILES ?=
 compose := $(shell if docker compose version >/dev/null 2>&1; then echo docker compose; else echo docker-compose; fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help build $(PROGRAMS) test race fuzz e2e bench bench-compare bench-cluster fmt lint tools tidy check check-modules run up down images deploy clean
+.PHONY: help build $(PROGRAMS) test race fuzz e2e bench bench-compare bench-cluster soak-cluster fmt lint tools tidy check check-modules run up down up-multicluster down-multicluster images deploy clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: $(PROGRAMS) ## static binaries of all programs in bin/
 
 # The Go tool knows what has changed; a program is built anew only then.
 $(PROGRAMS):
 	@mkdir -p bin
-	cd $(firstword $($@_in)) && CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(CURDIR)/bin/$@ $(lastword $($@_in))
+	cd $(firstword $($@_in)) && go build -trimpath -ldflags '$(LDFLAGS)' -o $(CURDIR)/bin/$@ $(lastword $($@_in))
 
 test: ## all tests of all modules (TESTFLAGS='-run … -v')
-	go test -timeout 20m $(TESTFLAGS) work
+	go test -timeout 40m $(TESTFLAGS) work
 
 race: ## all tests under the race detector, module by module (RACE='proto sinks')
 	@set -e; for m in $(RACE); do echo "== $$m"; (cd $$m && go test -race $(TESTFLAGS) ./...); done
@@ -73,20 +78,29 @@ bench-compare: tools ## the same here and at BASE=<revision>, compared by benchs
 	@test -n "$(BASE)" || { echo "bench-compare: say what to compare with: make bench-compare BASE=main~5" >&2; exit 2; }
 	.ci/bench-compare '$(BASE)' '$(BENCH)' '$(BENCHTIME)' '$(COUNT)'
 
-# What each process costs: NODES=1000 PODS=30 RESOLUTION=15s TICKS=4 PPROF=folder
+# The table of what it costs and how soon it answers: NODES=1000 PODS=30 RESOLUTION=15s TICKS=4 WARMUP=4 PPROF=folder;
+# BATCHES=1 writes batches straight to the bus (NODES=10000).
 NODES      ?= 100
 PODS       ?= 30
 RESOLUTION ?= 15s
 TICKS      ?= 4
+WARMUP     ?= 4
+BATCHES    ?=
 bench-cluster: nats simcluster scraper aggregator apigw benchcluster ## what each process costs on a simulated cluster (NODES=1000 PODS=30 RESOLUTION=15s)
-	bin/benchcluster --nodes=$(NODES) --pods=$(PODS) --resolution=$(RESOLUTION) --ticks=$(TICKS) $(if $(PPROF),--profiles=$(PPROF))
+	bin/benchcluster --nodes=$(NODES) --pods=$(PODS) --resolution=$(RESOLUTION) --ticks=$(TICKS) --warm-up=$(WARMUP) $(if $(BATCHES),--batches) $(if $(PPROF),--profiles=$(PPROF))
+
+# Nothing lost and nothing doubled: NODES=1000 PODS=30 RESOLUTION=15s DURATION=1h OUT=folder
+DURATION ?= 1h
+OUT      ?=
+soak-cluster: nats simcluster scraper aggregator apigw sinks soak ## an hour with churn, kills and a flapping backend (NODES=1000 DURATION=1h OUT=folder)
+	bin/soak --nodes=$(NODES) --pods=$(PODS) --resolution=$(RESOLUTION) --duration=$(DURATION) $(if $(OUT),--out=$(OUT))
 
 fmt: ## gofmt everything
 	@git ls-files -co --exclude-standard '*.go' | xargs -r gofmt -l -w
 
 tools: ## the linters and benchstat, pinned in .ci/tools/go.mod, in bin/tools/
 	@mkdir -p bin/tools
-	@cd .ci/tools && GOWORK=off CGO_ENABLED=0 go build -o $(CURDIR)/bin/tools/ tool
+	@cd .ci/tools && GOWORK=off go build -o $(CURDIR)/bin/tools/ tool
 
 lint: tools ## staticcheck and errcheck, settings in staticcheck.conf and .ci/errcheck.txt
 	bin/tools/staticcheck work
@@ -113,7 +127,7 @@ run: demo ## a simulated cluster and heapstream on it, ready to be asked
 	bin/demo
 
 # The demonstration is for the terminal it is started in.
-in_images := $(filter-out healthcheck demo,$(PROGRAMS))
+in_images := $(filter-out healthcheck demo soak,$(PROGRAMS))
 
 images: $(in_images) healthcheck ## a container image of every program, from bin/ and nothing else
 	.ci/images '$(IMAGES)' '$(TAG)' $(in_images)
@@ -124,6 +138,14 @@ up: images ## the services apart, with docker-compose (PROFILES='log influxdb ka
 
 down: ## stop what up started and remove its data
 	IMAGES='$(IMAGES)' TAG='$(TAG)' $(compose) --profile log --profile influxdb --profile kafka down --volumes --remove-orphans
+
+multicluster := IMAGES='$(IMAGES)' TAG='$(TAG)' $(compose) --project-name heapstream-multicluster -f deploy/multicluster/compose.yaml
+up-multicluster: images ## a hub of three NATS servers and two edges, each with its cluster (deploy/multicluster/compose.yaml)
+	deploy/multicluster/credentials
+	$(multicluster) up -d
+
+down-multicluster: ## stop what up-multicluster started and remove its data
+	$(multicluster) down --volumes --remove-orphans
 
 SHAPE ?= standalone
 deploy: ## heapstream into the cluster of the kubectl context (SHAPE=standalone, full, edge, hub; see deploy/kubernetes/README.md)
