@@ -23,6 +23,7 @@ import (
 // itself, so that one whose name does not fit takes no other with it.
 type streamEncoder struct {
 	view    sink.View
+	names   *sink.Names
 	stream  string
 	cluster []byte // the field k8s.cluster.name
 	docs    *docs
@@ -33,29 +34,17 @@ type streamEncoder struct {
 	merged  []proto.Label
 	points  []streamPoint
 	devices []byte // fields of all of the entity's devices
-	extras  map[extraName]*proto.Naming
 	key     []byte
 }
 
 // streamPoint is a sample on its way.
 type streamPoint struct {
-	naming   *proto.Naming
-	name     string
-	value    float64
-	from, to int // of its device's fields in devices
+	sink.Named     // without a Naming: went out with an earlier one
+	from, to   int // of its device's fields in devices
 }
-
-type extraName struct {
-	name    string
-	kind    proto.Kind
-	counter bool
-}
-
-// maxExtras bounds how many names outside of the catalogue are remembered: applications make them up.
-const maxExtras = 10000
 
 func newStreamEncoder(view sink.View, stream, cluster string, docs *docs) *streamEncoder {
-	e := &streamEncoder{view: view, stream: stream, docs: docs, extras: map[extraName]*proto.Naming{}}
+	e := &streamEncoder{view: view, names: sink.NewNames(proto.OTel), stream: stream, docs: docs}
 	e.cluster = appendField(nil, proto.OTelCluster, cluster)
 	e.view.Skip = func(m *proto.Metric) bool { return proto.OTel.Without(m.ID) != "" }
 	return e
@@ -93,20 +82,11 @@ func (e *streamEncoder) encode(r *proto.Rollup, i int) {
 					e.devices = appendFields(e.devices, e.merged)
 				}
 			}
-			naming := e.naming(entity.Kind, s)
-			if naming == nil {
+			named, ok := e.names.Of(entity, s)
+			if !ok {
 				continue
 			}
-			p := streamPoint{naming: naming, name: naming.Name, value: s.Value.Float64()}
-			if s.Metric != nil {
-				ok := false
-				if p.value, ok = naming.Value(&r.Table, entity.Row, s.Value, false); !ok {
-					continue
-				}
-				if s.Name != s.Metric.Name {
-					p.name = s.Name // as the operator renamed it
-				}
-			}
+			p := streamPoint{Named: named}
 			if device != nil {
 				p.from, p.to = from, len(e.devices)
 			}
@@ -114,27 +94,6 @@ func (e *streamEncoder) encode(r *proto.Rollup, i int) {
 		}
 		e.flush(r, i)
 	}
-}
-
-// naming is what a sample is called; nil where it does not go out.
-func (e *streamEncoder) naming(k proto.Kind, s *proto.Sample) *proto.Naming {
-	switch {
-	case s.Metric != nil && s.Device != nil:
-		return proto.OTel.DeviceNaming(s.Metric.ID, k, s.Device)
-	case s.Metric != nil:
-		return proto.OTel.Naming(s.Metric.ID, k)
-	}
-	key := extraName{s.Name, k, s.Counter}
-	naming, ok := e.extras[key]
-	if !ok {
-		if len(e.extras) >= maxExtras {
-			clear(e.extras)
-		}
-		key.name = strings.Clone(s.Name)
-		naming = proto.OTel.ExtraNaming(key.name, k, s.Counter)
-		e.extras[key] = naming
-	}
-	return naming
 }
 
 // appendStored appends the Kubernetes labels that are stored under names of their own.
@@ -157,35 +116,35 @@ func (e *streamEncoder) appendStored(b []byte, r *proto.Rollup, row int) []byte 
 // flush makes documents of the present points: those of a device and with the same attributes are one.
 func (e *streamEncoder) flush(r *proto.Rollup, message int) {
 	together := func(a, b *streamPoint) bool {
-		return a.from == b.from && a.to == b.to && a.naming.Metric != nil && b.naming.Metric != nil && slices.Equal(a.naming.Attributes, b.naming.Attributes)
+		return a.from == b.from && a.to == b.to && a.Naming.Metric != nil && b.Naming.Metric != nil && slices.Equal(a.Naming.Attributes, b.Naming.Attributes)
 	}
 	for i := 0; i < len(e.points); i++ {
 		first := &e.points[i]
-		if first.naming == nil {
-			continue // went out with an earlier one
+		if first.Naming == nil {
+			continue
 		}
-		e.device = appendFields(append(e.device[:0], e.devices[first.from:first.to]...), first.naming.Attributes)
+		e.device = appendFields(append(e.device[:0], e.devices[first.from:first.to]...), first.Naming.Attributes)
 		one := ""
-		if first.naming.Metric == nil {
-			one = first.name
+		if first.Naming.Metric == nil {
+			one = first.Name
 		}
 		d := e.begin(e.id(r.Cluster, int64(r.Tick), one), message)
 		b := append(append(e.docs.text, e.at...), e.entity...)
 		b = append(b, e.device...)
 		for j := i; j < len(e.points); j++ {
 			p := &e.points[j]
-			if p.naming == nil || j > i && !together(first, p) {
+			if p.Naming == nil || j > i && !together(first, p) {
 				continue
 			}
-			b = append(sink.AppendJSONString(append(b, ','), p.name), ':')
-			if p.naming.Float {
-				b = sink.AppendJSONNumber(b, proto.Float(p.value))
+			b = append(sink.AppendJSONString(append(b, ','), p.Name), ':')
+			if p.Naming.Float {
+				b = sink.AppendJSONNumber(b, proto.Float(p.Value))
 			} else {
-				b = sink.AppendJSONNumber(b, proto.Int(int64(p.value)))
+				b = sink.AppendJSONNumber(b, proto.Int(int64(p.Value)))
 			}
 			d.samples++
 			if j > i {
-				p.naming = nil
+				p.Naming = nil
 			}
 		}
 		e.docs.text = append(b, "}\n"...)

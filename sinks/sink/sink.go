@@ -5,8 +5,9 @@
 // rollups of one cluster in stream order and acts on what Write returns: nothing (written), an error
 // (try the same again later), [RetryAfter] (not before), [Permanent] (never), or a [Partial] (some of
 // it never). [Options] reads a target's options, so that every sink says the same things about a wrong
-// one; [View] turns rollups into labelled samples, so that an encoder only formats. A sink of events is
-// handed events in the same way, and [EventJSON] is what they look like in Kubernetes.
+// one; [View] turns rollups into labelled samples, so that an encoder only formats; [Names] are those of
+// Prometheus or OpenTelemetry instead of Heapster's. A sink of events is handed events in the same way,
+// and [EventJSON] is what they look like in Kubernetes.
 //
 // Nothing here keeps state.
 //
