@@ -311,8 +311,9 @@ func (w World) AppendDeviceLabels(dst []Label, d *Device) []Label {
 	return dst
 }
 
-// ExtraNaming makes the naming of a value outside of the catalogue (see [IsExtra]) for entities of a kind. It is not
-// fast: an encoder keeps what it was given, within bounds of its own. Its Metric is nil and its Index -1.
+// ExtraNaming makes the naming of a value outside of the catalogue (see [IsExtra]) for entities of a kind. Any other name
+// is one that an operator gave such a value, and stays as it is. It is not fast: an encoder keeps what it was given,
+// within bounds of its own. Its Metric is nil and its Index -1.
 func (w World) ExtraNaming(name string, k Kind, counter bool) *Naming {
 	n := &Naming{World: w, Index: -1, Kind: k, Div: 1, Float: true, Help: "As " + name + " of the application or the kubelet."}
 	if counter {
@@ -321,6 +322,11 @@ func (w World) ExtraNaming(name string, k Kind, counter bool) *Naming {
 	custom, isCustom := strings.CutPrefix(name, "custom/")
 	resource := strings.TrimSuffix(name, "/request")
 	switch {
+	case !IsExtra(name):
+		n.Name = name
+		if w == OTel {
+			n.Unit = "1"
+		}
 	case w == Prometheus && isCustom:
 		n.Name = PrometheusPrefix + levelWords[k] + "_custom_" + PrometheusName(custom)
 		if counter && !strings.HasSuffix(n.Name, "_total") {

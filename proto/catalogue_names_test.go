@@ -278,6 +278,7 @@ func TestNamesOfWhatIsNotInTheCatalogue(t *testing.T) {
 	check("custom/requests_total", true, "kubernetes_container_custom_requests_total counter", "container.custom.requests_total counter")
 	check("nvidia.com/gpu/request", false, "kubernetes_container_extended_resource_request gauge resource=nvidia.com/gpu",
 		"k8s.container.extended_resource.request updowncounter heapstream.resource.name=nvidia.com/gpu")
+	check("queue.length/now", false, "queue.length/now gauge", "queue.length/now gauge") // by rename
 	for in, want := range map[string]string{"": "_", "9a": "_9a", "a.b/c": "a_b_c", "ok_1": "ok_1"} {
 		if got := PrometheusName(in); got != want {
 			t.Errorf("%q becomes %q, want %q", in, got, want)

@@ -669,6 +669,10 @@ k8s.cluster.name=east container.image.name=example.com:5000/web container.image.
     19:26:00 20:25:53 1.605
   container.cpu.usage [{cpu}] gauge
     20:25:53 0.25`)
+	check("filter=type:pod_container&filter=metric:custom/*&rename=custom/*:my.*", `
+k8s.cluster.name=default container.image.name=example.com:5000/web container.image.tags=[v1] k8s.container.name=app k8s.deployment.name=web k8s.namespace.name=shop k8s.node.name=n1 k8s.node.uid=node-uid k8s.pod.name=web-1 k8s.pod.uid=pod-uid
+  my.queue/Length [1] gauge
+    20:26:00 1.5`)
 }
 
 // told is a request for people.

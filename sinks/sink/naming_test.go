@@ -26,10 +26,10 @@ func pod(extras ...proto.Extra) *proto.Rollup {
 func TestNamesOfAWorld(t *testing.T) {
 	check := func(w proto.World, want ...string) {
 		t.Helper()
-		names, v := NewNames(w), &View{All: true, renames: []rename{{old: "network/rx", as: "in"}}}
+		names, v := NewNames(w), &View{All: true, renames: []rename{{old: "network/rx", as: "in"}, {old: "custom/depth", as: "depth"}}}
 		v.Skip = func(m *proto.Metric) bool { return w.Without(m.ID) != "" }
 		var got []string
-		for e := range v.Entities(pod(proto.Extra{Name: "custom/queue", Value: proto.Float(1.5)})) {
+		for e := range v.Entities(pod(proto.Extra{Name: "custom/queue", Value: proto.Float(1.5)}, proto.Extra{Name: "custom/depth", Value: proto.Int(3)})) {
 			for s := range e.Samples {
 				named, ok := names.Of(e, s)
 				if !ok {
@@ -38,7 +38,7 @@ func TestNamesOfAWorld(t *testing.T) {
 				if named.Naming == nil || named.Naming.World != w {
 					t.Errorf("%s has the naming %+v", s.Name, named.Naming)
 				}
-				got = append(got, fmt.Sprint(named.Name, " ", named.Value))
+				got = append(got, fmt.Sprint(named.Name, named.Naming.Attributes, " ", named.Value))
 			}
 		}
 		if !reflect.DeepEqual(got, want) {
@@ -46,8 +46,8 @@ func TestNamesOfAWorld(t *testing.T) {
 		}
 	}
 	// The rate of cpu does not go out, since the counter does.
-	check(proto.Prometheus, "kubernetes_pod_cpu_usage_seconds_total 1.605", "in 7", "kubernetes_pod_volume_usage_bytes 4096", "kubernetes_pod_custom_queue 1.5")
-	check(proto.OTel, "k8s.pod.cpu.time 1.605", "in 7", "k8s.pod.volume.usage 4096", "k8s.pod.custom.queue 1.5")
+	check(proto.Prometheus, "kubernetes_pod_cpu_usage_seconds_total[] 1.605", "in[] 7", "kubernetes_pod_volume_usage_bytes[] 4096", "kubernetes_pod_custom_queue[] 1.5", "depth[] 3")
+	check(proto.OTel, "k8s.pod.cpu.time[] 1.605", "in[{network.io.direction receive}] 7", "k8s.pod.volume.usage[] 4096", "k8s.pod.custom.queue[] 1.5", "depth[] 3")
 }
 
 // TestNamingsAreRememberedWithinABound: an application that makes up names without end costs no memory without end.
