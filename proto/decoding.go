@@ -42,7 +42,6 @@ type Decoder struct {
 	from       sender // of the message that is being read
 	senders    map[sender]*memory
 	remembered int      // strings of all senders
-	enough     int      // of them until forget
 	spare      []string // for the next message's
 
 	pendingBins int    // bins of the block that rows has opened
@@ -506,21 +505,25 @@ type sender struct {
 // memory is the strings of a sender's last message.
 type memory struct {
 	strings []string
-	silent  bool // since forget was last called
+	sent    int // messages since forget was last called
 }
 
 // texts reads the strings of a message. Most are where they were in the sender's last one: to compare them
 // there costs less than to look each of them up among those of all senders.
 func (d *Decoder) texts() {
-	if d.remembered > d.enough {
-		d.forget()
+	if d.remembered > maxRemembered {
+		clear(d.senders)
+		d.remembered = 0
 	}
 	m := d.senders[d.from]
 	if m == nil {
 		m = &memory{}
 		d.senders[d.from] = m
 	}
-	m.silent = false
+	if m.sent++; m.sent > round {
+		d.forget()
+		m.sent = 1
+	}
 	n, at := d.arrayLen(maxStrings), 1
 	all := append(slices.Grow(d.spare[:0], n+1), "")
 	d.spare = nil
@@ -546,21 +549,19 @@ func (d *Decoder) like(before []string, at *int) string {
 // lookAhead is how many strings may have gone from one place for the rest to be found again.
 const lookAhead = 8
 
-// forget drops the strings of senders that sent nothing since it was last called; it is called again when
-// twice as many have come.
+// round is after how many messages of one sender the others that sent none are forgotten: it is counted in
+// messages of one, as however many senders there are, none of them may be forgotten before its turn comes.
+const round = 16
+
+// forget drops the strings of senders that sent nothing since it was last called.
 func (d *Decoder) forget() {
-	if d.remembered > maxRemembered {
-		clear(d.senders)
-		d.remembered = 0
-	}
 	for from, m := range d.senders {
-		if m.silent {
+		if m.sent == 0 {
 			delete(d.senders, from)
 			d.remembered -= len(m.strings)
 		}
-		m.silent = true
+		m.sent = 0
 	}
-	d.enough = max(2*d.remembered, maxInterned)
 }
 
 // binReader reads the values of one attribute.

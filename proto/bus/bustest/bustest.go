@@ -19,7 +19,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,7 +32,7 @@ import (
 )
 
 // Timeout is how long this package waits for a server before the test fails.
-const Timeout = 30 * time.Second
+const Timeout = 2 * time.Minute
 
 // Server is one server.
 type Server struct {
@@ -44,8 +46,8 @@ type Server struct {
 // Option alters the server's configuration before it starts.
 type Option func(*embedded.Config)
 
-// Listen makes the server listen on a port of 127.0.0.1 that the system chooses,
-// for connections over TCP: Conn then uses it.
+// Listen makes the server listen on a port of 127.0.0.1 (FreeAddr), for
+// connections over TCP: Conn then uses it.
 func Listen(c *embedded.Config) { c.Listen = "127.0.0.1:0" }
 
 // Start starts a server that is stopped when the test ends.
@@ -59,7 +61,7 @@ func Start(t testing.TB, opts ...Option) *Server {
 		o(&cfg)
 	}
 	if cfg.Listen != "" { // a restart must find the same port
-		cfg.Listen = freePort(t)
+		cfg.Listen = FreeAddr(t)
 	}
 	s := &Server{t: t, log: Logger(t)}
 	var err error
@@ -171,7 +173,7 @@ func Cluster(t testing.TB, n int) *Servers {
 	s := &Servers{t: t}
 	var clients, routes []string
 	for range n {
-		clients, routes = append(clients, freePort(t)), append(routes, freePort(t))
+		clients, routes = append(clients, FreeAddr(t)), append(routes, FreeAddr(t))
 	}
 	for i := range n {
 		cfg := embedded.DefaultConfig()
@@ -329,15 +331,27 @@ func (s *Servers) ConnTo(t testing.TB, i int) *bus.Conn {
 	return ready(t, c, err)
 }
 
-// freePort is an address of 127.0.0.1 that was free a moment ago.
-func freePort(t testing.TB) string {
+// given counts the addresses that FreeAddr returned.
+var given atomic.Int64
+
+// FreeAddr is an address of 127.0.0.1 for a server of the test's: nobody listens there now, this process is given it once,
+// and its port is below those that systems give to outgoing connections, so that a server that was stopped finds it free
+// again. Each process that tests has a block of ports of its own, as far as there are.
+func FreeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, blocks, block = 10000, 73, 300
+	for range blocks * block {
+		n := int(given.Add(1))
+		addr := "127.0.0.1:" + strconv.Itoa(first+(os.Getpid()%blocks*block+n)%(blocks*block))
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
+		l.Close()
+		return addr
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatalf("no free port between %d and %d", first, first+blocks*block)
+	return ""
 }
 
 // Logger writes warnings and worse to the test's output, and everything with -v;

@@ -104,9 +104,6 @@ func (s *Configured) Conn(t testing.TB, cfg bus.Config, log *slog.Logger) *bus.C
 	return c
 }
 
-// FreeAddr is an address of 127.0.0.1 that was free a moment ago.
-func FreeAddr(t testing.TB) string { return freePort(t) }
-
 // quiet is the server's log: refusals are what such tests are about.
 type quiet struct{ log *slog.Logger }
 
