@@ -26,17 +26,18 @@ import (
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
 
-// store is a Prometheus' database behind its own handler of OTLP.
+var quiet = slog.New(slog.DiscardHandler)
+
+// store is a Prometheus' database behind one of its own handlers.
 type store struct {
 	t   *testing.T
 	db  *tsdb.DB
 	url string
 }
 
-// startStore starts one that takes samples as old as given out of order, with resource attributes as labels.
-func startStore(t *testing.T, outOfOrder time.Duration) *store {
+// openDatabase opens a database that takes samples as old as given out of order.
+func openDatabase(t *testing.T, outOfOrder time.Duration) *tsdb.DB {
 	t.Helper()
-	quiet := slog.New(slog.DiscardHandler)
 	options := tsdb.DefaultOptions()
 	options.OutOfOrderTimeWindow = outOfOrder.Milliseconds()
 	db, err := tsdb.Open(t.TempDir(), quiet, prometheus.NewRegistry(), options, nil)
@@ -48,6 +49,13 @@ func startStore(t *testing.T, outOfOrder time.Duration) *store {
 			t.Error(err)
 		}
 	})
+	return db
+}
+
+// startStore starts one behind the handler of OTLP, with resource attributes as labels.
+func startStore(t *testing.T, outOfOrder time.Duration) *store {
+	t.Helper()
+	db := openDatabase(t, outOfOrder)
 	cfg := config.DefaultConfig
 	cfg.OTLPConfig.PromoteAllResourceAttributes = true
 	handler := remote.NewOTLPWriteHandler(quiet, prometheus.NewRegistry(), db, func() config.Config { return cfg }, remote.OTLPOptions{LookbackDelta: 5 * time.Minute})
@@ -104,13 +112,14 @@ func batch(n int, nodes ...string) (all []sink.Message) {
 	return all
 }
 
-func build(t *testing.T, target string) sink.Sink {
+// build makes the sink of a target for cluster default, and closes it when the test ends.
+func build(t *testing.T, kind sink.Kind, target string) sink.Sink {
 	t.Helper()
 	parsed, err := sink.ParseTarget(target)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := otlp.Kind.New(parsed, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Timeout: time.Minute, Version: "test", Log: slog.New(slog.DiscardHandler)})
+	s, err := kind.New(parsed, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Timeout: time.Minute, Version: "test", Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +137,7 @@ func TestPrometheusTakesOTLP(t *testing.T) {
 	for name, outOfOrder := range map[string]time.Duration{"in order alone": 0, "with a window": time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			p := startStore(t, outOfOrder)
-			s := build(t, "otlp:"+p.url+"/api/v1/otlp")
+			s := build(t, otlp.Kind, "otlp:"+p.url+"/api/v1/otlp")
 			for n := range 3 {
 				if err := s.Write(t.Context(), batch(n, "a", "b")); err != nil {
 					t.Fatal(err)

@@ -3,7 +3,6 @@ package receive
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -12,49 +11,18 @@ import (
 	remoteapi "github.com/prometheus/client_golang/exp/api/remote"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/prometheus/storage/remote"
-	"github.com/prometheus/prometheus/tsdb"
 
-	"github.com/heapstream/heapstream/proto"
 	promsink "github.com/heapstream/heapstream/sinks/prometheus"
 	"github.com/heapstream/heapstream/sinks/sink"
 )
 
-// startReceiver is a Prometheus' database behind its own handler of remote write, which speaks these versions.
+// startReceiver starts one behind the handler of remote write, which speaks these versions.
 func startReceiver(t *testing.T, outOfOrder time.Duration, speaks ...remoteapi.WriteMessageType) *store {
 	t.Helper()
-	quiet := slog.New(slog.DiscardHandler)
-	options := tsdb.DefaultOptions()
-	options.OutOfOrderTimeWindow = outOfOrder.Milliseconds()
-	db, err := tsdb.Open(t.TempDir(), quiet, prometheus.NewRegistry(), options, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	db := openDatabase(t, outOfOrder)
 	server := httptest.NewServer(remote.NewWriteHandler(quiet, prometheus.NewRegistry(), db, speaks, false, false, true))
 	t.Cleanup(server.Close)
 	return &store{t, db, server.URL}
-}
-
-func buildWriter(t *testing.T, target string) sink.Sink {
-	t.Helper()
-	parsed, err := sink.ParseTarget(target)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := promsink.Kind.New(parsed, sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat(), Timeout: time.Minute, Version: "test", Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return s
 }
 
 // TestPrometheusTakesRemoteWrite: its own handlers of both versions hold every sample once, also where batches come
@@ -65,7 +33,7 @@ func TestPrometheusTakesRemoteWrite(t *testing.T) {
 		for window, outOfOrder := range map[string]time.Duration{"in order alone": 0, "with a window": time.Hour} {
 			t.Run(name+", "+window, func(t *testing.T) {
 				p := startReceiver(t, outOfOrder, speaks...)
-				s := buildWriter(t, "prometheus:"+p.url+"?batchsize=300")
+				s := build(t, promsink.Kind, "prometheus:"+p.url+"?batchsize=300")
 				write := func(b []sink.Message) {
 					t.Helper()
 					if err := s.Write(t.Context(), b); err != nil {
