@@ -571,7 +571,8 @@ func (n *Node) appendSummary(b []byte, now time.Time, cpuMemOnly bool) []byte {
 	r.nums(l.swap[1:], 0, 0)
 	r.str("\n },\n \"pods\": [")
 	first := true
-	for _, p := range st.pods {
+	for i := range st.pods {
+		p := st.pods[r.turned(i, len(st.pods), n.id)]
 		if p.finished != 0 || r.now < p.started {
 			continue
 		}
@@ -589,6 +590,11 @@ func (n *Node) appendSummary(b []byte, now time.Time, cpuMemOnly bool) []byte {
 	return r.b
 }
 
+// turned is the place in a list of n that is told as number i: kubelets walk Go maps, and begin somewhere else at each answer.
+func (r *rendering) turned(i, n int, id uint64) int {
+	return (i + int(splitmix(id^uint64(r.now))%uint64(n))) % n //nolint:gosec // below n
+}
+
 func (r *rendering) pod(n *Node, p *podState, disk *fsUse, full bool) {
 	r.str("\n  {\n   \"podRef\": {\n    \"name\": \"")
 	r.str(p.name)
@@ -604,7 +610,7 @@ func (r *rendering) pod(n *Node, p *podState, disk *fsUse, full bool) {
 	stored, inodes := uint64(0), uint64(0)
 	processes := uint64(0)
 	for i := range p.containers {
-		c := &p.containers[i]
+		c := &p.containers[r.turned(i, len(p.containers), p.id)]
 		u, ok := c.usage(r.now)
 		if !ok {
 			continue

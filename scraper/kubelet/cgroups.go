@@ -1,9 +1,7 @@
 package kubelet
 
 import (
-	"cmp"
 	"errors"
-	"slices"
 	"strings"
 
 	"github.com/heapstream/heapstream/proto"
@@ -284,7 +282,7 @@ func (c *cgroups) newer(a, b int32) int32 {
 }
 
 // rows makes the entities of the table: the node's system containers, then each pod followed by its
-// containers, in the order of the answer.
+// containers.
 func (d *Decoder) rows() {
 	c := d.cgroups
 	c.place = c.place[:0]
@@ -371,9 +369,6 @@ func (d *Decoder) fill() {
 			t.Extras = append(t.Extras, x)
 		}
 	}
-	slices.SortStableFunc(t.Extras, func(a, b proto.Extra) int {
-		return cmp.Or(cmp.Compare(a.Entity, b.Entity), strings.Compare(a.Name, b.Name))
-	})
 	for i := range d.devices {
 		dev := &d.devices[i]
 		group := proto.GroupDevice

@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -41,15 +42,20 @@ type Decoder struct {
 	said string // by the kubelet
 
 	dropped  uint32
-	killed   bool // some row is dead
 	dead     []bool
 	pods     map[podKey]int
 	children map[childKey]int
 
-	// Devices come in the order of the JSON, and leave in the order of their entities.
-	devices []proto.Device
+	devices []proto.Device // in the order of the JSON
 	values  proto.Columns
+
+	// Of finish.
+	was     []proto.Entity
 	order   []int32
+	podRows []int32
+	moved   []int32
+	column  []int64
+	present proto.Bitmap
 
 	interned map[string]string
 
@@ -122,7 +128,7 @@ func (d *Decoder) Summary(data []byte, b *proto.Batch) error {
 
 func (d *Decoder) begin(t *proto.Table, node string) {
 	d.t, d.node, d.said = t, node, ""
-	d.dropped, d.killed = 0, false
+	d.dropped = 0
 	d.devices = d.devices[:0]
 	d.values.Reset()
 	d.dead = d.dead[:0]
@@ -520,7 +526,6 @@ func (d *Decoder) kill(row int) {
 		d.dead = append(d.dead, false)
 	}
 	d.dead[row] = true
-	d.killed = true
 }
 
 // nameless kills a row that nobody could refer to.
@@ -979,17 +984,26 @@ func (d *Decoder) custom(row, first int) error {
 	return nil
 }
 
-// finish drops what was killed and hands the devices over in the order of their entities.
+// finish leaves rows and devices in an order that is the same at every tick. Kubelets walk Go maps and tell their pods,
+// containers and volumes in another order each time; who reads the batches finds what it knows where it was.
 func (d *Decoder) finish() {
-	var moved []int32
-	if d.killed {
-		moved = d.compact()
+	d.arrange()
+	t := d.t
+	extras := t.Extras[:0]
+	for _, x := range t.Extras {
+		if x.Entity = d.moved[x.Entity]; x.Entity >= 0 {
+			extras = append(extras, x)
+		}
 	}
+	t.Extras = extras
+	slices.SortStableFunc(t.Extras, func(a, b proto.Extra) int {
+		return cmp.Or(cmp.Compare(a.Entity, b.Entity), strings.Compare(a.Name, b.Name))
+	})
 	d.order = d.order[:0]
 	for i := range d.devices {
 		dev := &d.devices[i]
-		if moved != nil {
-			dev.Entity = moved[dev.Entity]
+		if dev.Entity >= 0 {
+			dev.Entity = d.moved[dev.Entity]
 		}
 		if dev.Entity < 0 {
 			continue
@@ -1000,59 +1014,83 @@ func (d *Decoder) finish() {
 		}
 		d.order = append(d.order, int32(i)) //nolint:gosec // below maxDevices
 	}
-	slices.SortStableFunc(d.order, func(a, b int32) int { return int(d.devices[a].Entity) - int(d.devices[b].Entity) })
+	slices.SortStableFunc(d.order, func(i, j int32) int {
+		a, b := &d.devices[i], &d.devices[j]
+		return cmp.Or(cmp.Compare(a.Entity, b.Entity), cmp.Compare(a.Kind, b.Kind), strings.Compare(a.Name, b.Name))
+	})
 	for _, i := range d.order {
-		d.t.Devices = append(d.t.Devices, d.devices[i])
+		t.Devices = append(t.Devices, d.devices[i])
 	}
 	for _, c := range d.values.All() {
 		for to, from := range d.order {
 			if c.Present.Has(int(from)) {
-				d.t.DeviceValues.Set(to, c.Field, c.Values[from])
+				t.DeviceValues.Set(to, c.Field, c.Values[from])
 			}
 		}
 	}
 }
 
-// compact removes killed rows and their children, and returns where each row went; -1: gone.
-func (d *Decoder) compact() []int32 {
+// arrange orders the rows: the node, its system containers by name, then the pods by namespace, name and UID, each
+// followed by its containers by name. What was killed is left out, with its containers. d.moved says where each row
+// went; -1: nowhere.
+func (d *Decoder) arrange() {
 	t := d.t
-	moved := make([]int32, len(t.Entities))
-	next := int32(0)
-	for i := range t.Entities {
-		e := &t.Entities[i]
-		gone := i < len(d.dead) && d.dead[i]
-		if !gone && e.Parent >= 0 && i > 0 {
-			e.Parent = moved[e.Parent]
-			gone = e.Parent < 0
+	was := append(d.was[:0], t.Entities...)
+	alive := func(row int) bool { return row >= len(d.dead) || !d.dead[row] }
+	byName := func(i, j int32) int { return strings.Compare(was[i].Name, was[j].Name) }
+
+	order, pods := append(d.order[:0], 0), d.podRows[:0]
+	for row := 1; row < len(was); row++ {
+		switch {
+		case !alive(row):
+		case was[row].Kind == proto.KindSystemContainer:
+			order = append(order, int32(row)) //nolint:gosec // below maxRows
+		case was[row].Kind == proto.KindPod:
+			pods = append(pods, int32(row)) //nolint:gosec // below maxRows
 		}
-		if gone {
-			moved[i] = -1
-			continue
-		}
-		moved[i] = next
-		t.Entities[next] = *e
-		next++
 	}
-	clear(t.Entities[next:])
-	t.Entities = t.Entities[:next]
+	slices.SortStableFunc(order[1:], byName)
+	slices.SortStableFunc(pods, func(i, j int32) int {
+		a, b := &was[i], &was[j]
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name), strings.Compare(a.UID, b.UID))
+	})
+	for _, pod := range pods {
+		order = append(order, pod)
+		containers := len(order)
+		for row := int(pod) + 1; row < len(was) && was[row].Kind == proto.KindContainer; row++ {
+			if alive(row) {
+				order = append(order, int32(row)) //nolint:gosec // below maxRows
+			}
+		}
+		slices.SortStableFunc(order[containers:], byName)
+	}
+
+	d.moved = slices.Grow(d.moved[:0], len(was))[:len(was)]
+	for i := range d.moved {
+		d.moved[i] = -1
+	}
+	for to, from := range order {
+		d.moved[from] = int32(to) //nolint:gosec // below maxRows
+	}
+	for to, from := range order {
+		e := was[from]
+		if e.Parent >= 0 {
+			e.Parent = d.moved[e.Parent]
+		}
+		t.Entities[to] = e
+	}
+	clear(t.Entities[len(order):])
+	t.Entities = t.Entities[:len(order)]
 	for _, c := range t.Values.All() {
-		for from, to := range moved {
-			if to == int32(from) { //nolint:gosec // below maxRows
-				continue
-			}
-			v, ok := t.Values.Get(from, c.Field)
-			t.Values.Clear(from, c.Field)
-			if ok && to >= 0 {
-				t.Values.Set(int(to), c.Field, v)
+		d.column = append(d.column[:0], c.Values...)
+		d.present = append(d.present[:0], c.Present...)
+		clear(c.Present)
+		for to, from := range order {
+			if d.present.Has(int(from)) {
+				t.Values.Set(to, c.Field, d.column[from])
 			}
 		}
 	}
-	extras := t.Extras[:0]
-	for _, x := range t.Extras {
-		if x.Entity = moved[x.Entity]; x.Entity >= 0 {
-			extras = append(extras, x)
-		}
-	}
-	t.Extras = extras
-	return moved
+	clear(was)
+	d.was, d.order, d.podRows = was, order, pods
 }

@@ -3,10 +3,12 @@ package kubelet
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -365,4 +367,53 @@ func mustFixture(name string) []byte {
 		panic(err)
 	}
 	return data
+}
+
+// Kubelets walk Go maps: what they tell has another order at every tick, and batches have one.
+func TestAnyOrderMakesOneBatch(t *testing.T) {
+	for name, answer := range map[string][]byte{"recorded": fixture(t, "summary-0.json"), "every field": []byte(allFields)} {
+		t.Run(name, func(t *testing.T) {
+			var d Decoder
+			b := &proto.Batch{}
+			if err := d.Summary(answer, b); err != nil {
+				t.Fatal(err)
+			}
+			want := dump(&b.Table)
+			random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // no secret
+			for range 20 {
+				var v any
+				if err := json.Unmarshal(answer, &v); err != nil {
+					t.Fatal(err)
+				}
+				shuffle(random, v)
+				mixed, err := json.Marshal(v)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := d.Summary(mixed, b); err != nil {
+					t.Fatal(err)
+				}
+				if got := dump(&b.Table); got != want {
+					t.Fatalf("from\n%s\ncomes\n%s\nwant\n%s", mixed, got, want)
+				}
+			}
+		})
+	}
+}
+
+// shuffle changes the order of pods, containers and volumes in an answer.
+func shuffle(random *rand.Rand, v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		for key, child := range v {
+			if list, ok := child.([]any); ok && slices.Contains([]string{"pods", "containers", "volume", "interfaces", "systemContainers"}, key) {
+				random.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+			}
+			shuffle(random, child)
+		}
+	case []any:
+		for _, child := range v {
+			shuffle(random, child)
+		}
+	}
 }
