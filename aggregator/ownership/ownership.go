@@ -128,12 +128,12 @@ func (o *Ownership) Run(ctx context.Context) error {
 	beating, quiet := context.WithCancel(context.WithoutCancel(ctx))
 	var beats sync.WaitGroup
 	beats.Go(func() {
-		err := o.bus.Heartbeat(beating, bus.MemberLease(o.cfg.ID), string(beat))
-		for o.unprovisioned(beating, err) {
-			err = o.bus.Heartbeat(beating, bus.MemberLease(o.cfg.ID), string(beat))
-		}
-		if err != nil {
-			cancel(err)
+		for {
+			err := o.bus.Heartbeat(beating, bus.MemberLease(o.cfg.ID), string(beat))
+			if !o.unprovisioned(beating, err) {
+				cancel(err) // it beats no more: without an error Run is at its end already
+				return
+			}
 		}
 	})
 	defer func() { quiet(); beats.Wait() }()
@@ -141,17 +141,10 @@ func (o *Ownership) Run(ctx context.Context) error {
 	var watches sync.WaitGroup
 	for _, watch := range []func(context.Context) error{o.watchMembers, o.watchClusters, o.watchLeases} {
 		watches.Go(func() {
-			for {
+			for ctx.Err() == nil {
 				err := watch(ctx)
-				if ctx.Err() != nil {
-					return
-				}
 				if !errors.Is(err, bus.ErrStreamRenewed) && !o.unprovisioned(ctx, err) { // made anew, or late: read it again
-					if ctx.Err() != nil {
-						return
-					}
 					cancel(err)
-					return
 				}
 			}
 		})
