@@ -323,6 +323,10 @@ func (d *Decoder) attributes(list []attribute, t *Table, rows int) {
 		d.attribute = a.name
 		r := binReader{d: d, b: d.bin()}
 		for row := range rows {
+			if a.sparse && len(r.b) > 0 && r.b[0] == 0 {
+				r.b = r.b[1:]
+				continue
+			}
 			a.read(&r, t, row)
 		}
 	}

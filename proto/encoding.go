@@ -366,9 +366,10 @@ const (
 
 // attribute is one attribute of all rows, written into and read from a bin of its own.
 type attribute struct {
-	name  string // for errors
-	write func(e *Encoder, dst []byte, t *Table, row int) []byte
-	read  func(r *binReader, t *Table, row int)
+	name   string // for errors
+	write  func(e *Encoder, dst []byte, t *Table, row int) []byte
+	read   func(r *binReader, t *Table, row int)
+	sparse bool // most rows have a single 0, which is what a row has before it is read
 }
 
 func text(name string, get func(t *Table, row int) *string) attribute {
@@ -378,6 +379,7 @@ func text(name string, get func(t *Table, row int) *string) attribute {
 			return binary.AppendUvarint(dst, e.intern(*get(t, row)))
 		},
 		func(r *binReader, t *Table, row int) { *get(t, row) = r.str() },
+		true,
 	}
 }
 
@@ -387,6 +389,7 @@ var entityBins = []attribute{
 		"kind",
 		func(_ *Encoder, dst []byte, t *Table, row int) []byte { return append(dst, byte(t.Entities[row].Kind)) },
 		func(r *binReader, t *Table, row int) { t.Entities[row].Kind = Kind(r.byte()) },
+		false,
 	},
 	{
 		"phase",
@@ -394,6 +397,7 @@ var entityBins = []attribute{
 			return append(dst, byte(t.Entities[row].Phase))
 		},
 		func(r *binReader, t *Table, row int) { t.Entities[row].Phase = Phase(r.byte()) },
+		true,
 	},
 	{
 		"flags",
@@ -401,6 +405,7 @@ var entityBins = []attribute{
 			return binary.AppendUvarint(dst, uint64(t.Entities[row].Flags))
 		},
 		func(r *binReader, t *Table, row int) { t.Entities[row].Flags = Flags(r.uvarint(1<<32 - 1)) }, //nolint:gosec // capped
+		false,
 	},
 	{ // how many rows up the parent is; 0: none
 		"parent",
@@ -417,6 +422,7 @@ var entityBins = []attribute{
 				t.Entities[row].Parent = int32(row - int(up)) //nolint:gosec // below maxEntities
 			}
 		},
+		false,
 	},
 	text("name", func(t *Table, row int) *string { return &t.Entities[row].Name }),
 	text("namespace", func(t *Table, row int) *string { return &t.Entities[row].Namespace }),
@@ -437,6 +443,7 @@ var entityBins = []attribute{
 			return dst
 		},
 		func(r *binReader, t *Table, row int) { t.Entities[row].Labels = r.labels() },
+		true,
 	},
 }
 
@@ -458,11 +465,13 @@ var deviceBins = []attribute{
 			}
 			t.Devices[row].Entity = int32(r.index(before+r.varint(), len(t.Entities))) //nolint:gosec // checked
 		},
+		false,
 	},
 	{
 		"kind",
 		func(_ *Encoder, dst []byte, t *Table, row int) []byte { return append(dst, byte(t.Devices[row].Kind)) },
 		func(r *binReader, t *Table, row int) { t.Devices[row].Kind = DeviceKind(r.byte()) },
+		false,
 	},
 	text("name", func(t *Table, row int) *string { return &t.Devices[row].Name }),
 	text("claim", func(t *Table, row int) *string { return &t.Devices[row].Claim }),

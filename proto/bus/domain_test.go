@@ -310,7 +310,7 @@ func TestLinkIsOfNoOtherUse(t *testing.T) {
 	fill(t, atHub, func(int) string { return bus.TotalsSubject("prod") }, 3, 1, 10)
 	must(t, bus.Raw(atHub).Publish("$JS.c1.API.told", nil)) // what it may hear, after what it may not
 	for {
-		m, err := heard.NextMsg(time.Minute)
+		m, err := heard.NextMsg(bustest.Timeout)
 		must(t, err)
 		if m.Subject == "$JS.c1.API.told" {
 			break

@@ -344,16 +344,20 @@ func (d *Durable) accept(m *nats.Msg) (got Delivery, ok bool, err error) {
 	return got, true, nil
 }
 
-// missed asks whether the consumer sent what never came, or does not send.
+// missed asks whether the consumer sent what never came, or does not send. It
+// asks for a while only, and then listens again: a server with too many requests
+// to answer delivers all the same, and one that does neither is silent.
 func (d *Durable) missed(ctx context.Context, p *puller) error {
-	info, err := d.info(ctx)
-	if errors.Is(err, ErrNotPermitted) {
-		return err
-	}
-	if err != nil {
-		return errGone
-	}
+	soon, cancel := context.WithTimeout(ctx, 2*d.c.timing.request)
+	defer cancel()
+	info, err := d.info(soon)
 	switch {
+	case err != nil && soon.Err() != nil:
+		return nil
+	case errors.Is(err, ErrNotPermitted):
+		return err
+	case err != nil:
+		return errGone
 	case p.ready():
 		return nil
 	case info.Delivered.Consumer > d.dseq:

@@ -1,6 +1,7 @@
 package bus_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -360,6 +361,49 @@ func TestDurableIsMadeAgain(t *testing.T) {
 	if m := next(t, d); m.Seq != 11 {
 		t.Fatalf("got %d, want %s", m.Seq, fmt.Sprint(11))
 	}
+}
+
+// A server that has no time to answer for a consumer, but delivers, is listened to.
+func TestDurableListensWhereNobodyAnswersForIt(t *testing.T) {
+	t.Parallel()
+	s := bustest.Configure(t, "")
+	cfg := bus.DefaultConfig()
+	cfg.URLs = nil
+	c, other := bus.Curious(s.Conn(t, cfg, bustest.Logger(t))), s.Conn(t, cfg, bustest.Logger(t))
+	must(t, c.WaitUp(deadline(t)))
+	must(t, other.WaitUp(deadline(t)))
+	bustest.Provision(t, c, "prod")
+	fill(t, c, node, 0, 1, 10)
+	d := open(t, c, sinkConfig)
+	must(t, next(t, d).Ack())
+	asked, err := bus.Raw(other).SubscribeSync("unanswered")
+	must(t, err)
+	must(t, bus.Raw(other).Flush())
+	s.Divert("$JS.API.CONSUMER.INFO."+sinkConfig.Stream+"."+sinkConfig.Name, "unanswered")
+
+	ctx, cancel := context.WithTimeout(t.Context(), bustest.Timeout)
+	defer cancel()
+	read := make(chan error, 1)
+	go func() {
+		for want := uint64(2); want <= 4; want++ {
+			m, err := d.Next(ctx)
+			if err == nil && (m.Seq != want || m.Redelivered) {
+				err = fmt.Errorf("got %d, again: %v; want %d for the first time", m.Seq, m.Redelivered, want)
+			}
+			if err == nil {
+				err = m.Ack()
+			}
+			if err != nil {
+				read <- err
+				return
+			}
+		}
+		read <- nil
+	}()
+	_, err = asked.NextMsgWithContext(ctx)
+	must(t, err)
+	fill(t, c, node, 1, 3, 10)
+	must(t, <-read)
 }
 
 // A stream that was deleted and made anew is read from its beginning, also where it has come further meanwhile than the

@@ -23,6 +23,14 @@ func Asking(c *Conn) *Conn {
 	return c
 }
 
+// Curious makes a connection's readers ask what they may have missed whenever they have waited for a heartbeat's time,
+// and be in no hurry to find their consumer or the server silent.
+func Curious(c *Conn) *Conn {
+	c.timing = defaultTiming()
+	c.timing.idle, c.timing.request, c.timing.doubt = 0, time.Second, time.Minute
+	return c
+}
+
 // Raw is the connection behind c.
 func Raw(c *Conn) *nats.Conn { return c.nc }
 

@@ -74,7 +74,12 @@ func (a *authority) issue(name string) (cert, key string) {
 // once, and that no log or error tells a secret.
 func refused(t *testing.T, c *bus.Conn, log *lines, reason string, secrets ...string) {
 	t.Helper()
-	// as long as it takes to be refused several times
+	for until := deadline(t); c.Status() == nil || !strings.Contains(c.Status().Error(), reason) || log.count("") == 0; time.Sleep(time.Millisecond) {
+		if until.Err() != nil {
+			t.Fatalf("status: %v, want %q; it says\n%s", c.Status(), reason, log)
+		}
+	}
+	// and as long as it takes to be refused several times
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	err := c.WaitUp(ctx)

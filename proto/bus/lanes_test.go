@@ -217,16 +217,16 @@ func fencedBeforeItsNextNewMessage(t *testing.T, conn func(testing.TB) *bus.Conn
 	before := state(t, first, bus.RollupsStream("prod")).LastSeq
 	must(t, own.Publish(deadline(t), 3, message))
 	err = own.Flush(deadline(t))
-	if refusesAtOnce != errors.Is(err, bus.ErrFenced) {
-		t.Fatalf("flush of the fenced owner: %v; refused at once: want %v", err, refusesAtOnce)
+	if refusesAtOnce && !errors.Is(err, bus.ErrFenced) { // else it may have looked at its epoch by itself
+		t.Fatalf("flush of the fenced owner: %v, want %v", err, bus.ErrFenced)
 	}
 	// it repeats itself until it is told
-	for began := time.Now(); !errors.Is(err, bus.ErrFenced); {
+	for until := deadline(t); !errors.Is(err, bus.ErrFenced); {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if time.Since(began) > bus.EpochCheck+2*time.Second {
-			t.Fatalf("still told of duplicates %s after the takeover", time.Since(began))
+		if until.Err() != nil {
+			t.Fatal("still told of duplicates after the takeover")
 		}
 		if err = own.Publish(deadline(t), 3, message); err == nil {
 			err = own.Flush(deadline(t))
@@ -245,7 +245,7 @@ func fencedBeforeItsNextNewMessage(t *testing.T, conn func(testing.TB) *bus.Conn
 		if !errors.Is(idle.Err(), bus.ErrFenced) {
 			t.Fatal(idle.Err())
 		}
-	case <-time.After(bus.EpochCheck + 5*time.Second):
+	case <-deadline(t).Done():
 		t.Fatal("an idle owner does not know of its successor")
 	}
 	if heir.Err() != nil {

@@ -429,13 +429,7 @@ func TestWhatIsNotPermittedIsRefusedQuickly(t *testing.T) {
 		"remove":        func() error { return c.RemoveCluster(deadline(t), "prod") },
 		"remove reader": func() error { return c.RemoveDurable(deadline(t), bus.RollupsStream("prod"), "x") },
 	} {
-		began := time.Now()
-		if err := do(); !errors.Is(err, bus.ErrNotPermitted) {
-			t.Errorf("%s: %v, want %v", what, err, bus.ErrNotPermitted)
-		}
-		if took := time.Since(began); took > bus.PublishTimeout {
-			t.Errorf("%s was refused after %s", what, took)
-		}
+		refusedSoon(t, what, do)
 	}
 	for i := range 50 { // one line for the like of it
 		_, _ = p.Publish(deadline(t), bus.Message{Subject: bus.SamplesSubject("dev", fmt.Sprint("n", i)), ID: "1"})
@@ -455,6 +449,24 @@ func TestWhatIsNotPermittedIsRefusedQuickly(t *testing.T) {
 	if err := replay(sinks, bus.SamplesStream("prod")); !errors.Is(err, bus.ErrNotPermitted) {
 		t.Error(err)
 	}
+}
+
+// refusedSoon checks that something is refused without having waited for an answer that never comes. What waits, waits
+// each time; a machine that is busy does not.
+func refusedSoon(t *testing.T, what string, do func() error) {
+	t.Helper()
+	var took time.Duration
+	for range 5 {
+		began := time.Now()
+		if err := do(); !errors.Is(err, bus.ErrNotPermitted) {
+			t.Errorf("%s: %v, want %v", what, err, bus.ErrNotPermitted)
+			return
+		}
+		if took = time.Since(began); took < bus.PublishTimeout {
+			return
+		}
+	}
+	t.Errorf("%s was refused after %s", what, took)
 }
 
 // A user that may read but not pull, acknowledge or hear replies is told so, and
@@ -479,16 +491,7 @@ func TestHalfAPermissionIsRefusedAsWell(t *testing.T) {
 		must(t, c.WaitUp(deadline(t)))
 		return c
 	}
-	soon := func(what string, do func() error) {
-		t.Helper()
-		began := time.Now()
-		if err := do(); !errors.Is(err, bus.ErrNotPermitted) {
-			t.Errorf("%s: %v, want %v", what, err, bus.ErrNotPermitted)
-		}
-		if took := time.Since(began); took > bus.PublishTimeout {
-			t.Errorf("%s was refused after %s", what, took)
-		}
-	}
+	soon := func(what string, do func() error) { t.Helper(); refusedSoon(t, what, do) }
 	nopull, noack, noinbox := conn("nopull"), conn("noack"), conn("noinbox")
 	soon("replay", func() error {
 		for _, err := range nopull.Replay(deadline(t), bus.ReplayConfig{Stream: bus.RollupsStream("prod")}) {

@@ -12,9 +12,10 @@ import (
 	"github.com/heapstream/heapstream/proto/bus/bustest"
 )
 
+// deadline is for one thing that a test waits for, or for all that it reads.
 func deadline(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), bustest.Timeout)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -85,6 +85,16 @@ func (s *Configured) Stop() {
 // Addr is host:port of the server.
 func (s *Configured) Addr() string { return s.addr }
 
+// Divert has what is published to a subject, or to a pattern of subjects, go to
+// another subject from now on, until Stop: a request to where somebody listens and
+// says nothing is never answered.
+func (s *Configured) Divert(from, to string) {
+	s.t.Helper()
+	if err := s.ns.GlobalAccount().AddMapping(from, to); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // Leafs is the number of leaf node connections of the running server.
 func (s *Configured) Leafs() int { return s.ns.NumLeafNodes() }
 

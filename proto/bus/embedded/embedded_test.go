@@ -67,7 +67,7 @@ func TestMemoryServerTakesStreams(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(bustest.Timeout):
 		t.Fatal("server did not end")
 	}
 }
