@@ -52,6 +52,10 @@ type Command struct {
 	// Process is how the process itself behaves by default; nil means [DefaultConfig]. The command line
 	// is read into a copy of it.
 	Process *Config
+	// HeapGrowth is by how many percent of what is in use the heap may grow before it is collected, as
+	// runtime/debug.SetGCPercent has it; 0 leaves that to Go, and an operator's GOGC decides anyhow. Small is right for who keeps
+	// much and makes little.
+	HeapGrowth int
 
 	// SingleDash lets one dash begin a long name too, as Go's own package flag has it: -sink=log is --sink=log.
 	SingleDash bool
@@ -107,7 +111,7 @@ func Execute(ctx context.Context, cmd *Command, args []string, stdout, stderr io
 type process struct {
 	args, environ  []string
 	stdout, stderr io.Writer
-	whole          bool // the process is ours: the default logger and the memory limit may be set
+	whole          bool // the process is ours: the default logger and the limits of its memory may be set
 }
 
 func (c *Command) execute(ctx context.Context, p process) int {
@@ -134,6 +138,7 @@ func (c *Command) execute(ctx context.Context, p process) int {
 	if p.whole {
 		slog.SetDefault(log) // what libraries print through package log comes out in the same form
 		limitMemory(log)
+		limitGrowth(cmd.HeapGrowth)
 	}
 	if err := inv.run(ctx, p, log); err != nil {
 		log.Error(cmd.Name+" ends", "err", err)

@@ -28,6 +28,13 @@ func limitMemory(log *slog.Logger) {
 	}
 }
 
+// limitGrowth sets [Command.HeapGrowth] unless an operator has set GOGC.
+func limitGrowth(percent int) {
+	if percent > 0 && os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(percent)
+	}
+}
+
 // cgroupMemoryLimit returns the least memory limit in bytes among this process's cgroup and those around
 // it, of cgroup v2 and v1; false if there is none. fsys is the root of the file system.
 func cgroupMemoryLimit(fsys fs.FS) (int64, bool) {

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"runtime/debug"
 	"testing"
 	"testing/fstest"
 )
@@ -44,4 +45,25 @@ func TestCgroupMemoryLimit(t *testing.T) {
 	check("garbage", map[string]string{
 		"proc/self/cgroup": "nothing\n::\n0::/\n", "sys/fs/cgroup/memory.max": "-1",
 	}, 0)
+}
+
+// The heap grows as the command says, unless the operator does.
+func TestHeapGrowth(t *testing.T) {
+	t.Setenv("GOGC", "")
+	before := debug.SetGCPercent(150)
+	defer debug.SetGCPercent(before)
+	growth := func() int { return debug.SetGCPercent(150) }
+	limitGrowth(0)
+	if got := growth(); got != 150 {
+		t.Errorf("a command that says nothing makes it %d %%", got)
+	}
+	limitGrowth(25)
+	if got := growth(); got != 25 {
+		t.Errorf("a command that says 25 %% makes it %d %%", got)
+	}
+	t.Setenv("GOGC", "70")
+	limitGrowth(25)
+	if got := growth(); got != 150 {
+		t.Errorf("with GOGC a command makes it %d %%", got)
+	}
 }

@@ -15,6 +15,10 @@ import (
 
 func main() { daemon.Main(command()) }
 
+// heapGrowth: nearly all of the heap is the window, of which a tick renews a hundredth: at 25 % it is collected every third
+// tick, where Go's 100 % takes twice the memory for a collection in two minutes.
+const heapGrowth = 25
+
 func command() *daemon.Command {
 	cfg, busCfg := apigw.DefaultConfig(), bus.DefaultConfig()
 	busCfg.Name = "apigw"
@@ -24,8 +28,9 @@ func command() *daemon.Command {
 		Long: "Reads the rollups that the aggregator publishes, remembers every metric of the last minutes, and serves it:\n" +
 			"the Heapster API over HTTP, and with --api-server the resource metrics API of Kubernetes over HTTPS. Any number\n" +
 			"of gateways may run side by side. Other clusters than --cluster are served below /clusters/<name>/.",
-		Flags:    func(fs *pflag.FlagSet) { cfg.Flags(fs); busCfg.Flags(fs) },
-		Validate: func() error { return errors.Join(cfg.Validate(), busCfg.Validate()) },
+		HeapGrowth: heapGrowth,
+		Flags:      func(fs *pflag.FlagSet) { cfg.Flags(fs); busCfg.Flags(fs) },
+		Validate:   func() error { return errors.Join(cfg.Validate(), busCfg.Validate()) },
 		Run: func(ctx context.Context, d daemon.Deps) error {
 			conn, err := bus.Connect(ctx, busCfg, d.Log)
 			if err != nil {
