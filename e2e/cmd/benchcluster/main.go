@@ -128,6 +128,11 @@ func (o *options) run(ctx context.Context, d daemon.Deps) (err error) {
 	if err != nil {
 		return fmt.Errorf("make a folder: %w", err)
 	}
+	if o.profiles != "" {
+		if err := os.MkdirAll(o.profiles, 0o700); err != nil {
+			return fmt.Errorf("make a folder for profiles: %w", err)
+		}
+	}
 	if o.keep {
 		fmt.Fprintln(d.Stdout, "data and logs lie in", dir)
 	} else {
@@ -164,6 +169,7 @@ func (o *options) run(ctx context.Context, d daemon.Deps) (err error) {
 	if err := fleet.Wait(ctx, time.Duration(o.warmUp)*o.resolution); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, b.table()) }() // of what was measured before an error, too
 	for _, step := range []struct {
 		name string
 		do   func(context.Context) error
@@ -174,7 +180,12 @@ func (o *options) run(ctx context.Context, d daemon.Deps) (err error) {
 			}
 		}
 	}
-	w := tabwriter.NewWriter(d.Stdout, 0, 0, 2, ' ', 0)
+	return nil
+}
+
+// table prints the lines that there are.
+func (b *bench) table() error {
+	w := tabwriter.NewWriter(b.out, 0, 0, 2, ' ', 0)
 	for _, l := range b.lines {
 		fmt.Fprintf(w, "%s\t%s\n", l.what, l.is)
 	}
