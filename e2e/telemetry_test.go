@@ -362,58 +362,24 @@ func TestProvisioningNamesWhatThereIs(t *testing.T) {
 	}
 }
 
-// promServer is a Prometheus of this machine, started for a test.
-type promServer struct{ URL string }
-
-// startPrometheus runs the server until the test ends: it scrapes target as job heapstream and takes remote writes.
-// Without one the test is skipped.
-func startPrometheus(t *testing.T, target string) *promServer {
+// scraping is a Prometheus that scrapes target as job heapstream, and has the rules.
+func scraping(t *testing.T, target string) *timeSeries {
 	t.Helper()
-	binary, err := exec.LookPath("prometheus")
-	if err != nil {
-		t.Skip("SKIP: no prometheus on this machine: apt-get install prometheus")
-	}
-	dir, addr := t.TempDir(), freeAddr(t)
 	rules, err := filepath.Abs(filepath.Join(root, observability, "prometheus/rules.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := filepath.Join(dir, "prometheus.yml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, "global: {scrape_interval: 1s, evaluation_interval: 1s}\nrule_files: [%s]\nscrape_configs:\n- job_name: heapstream\n  static_configs: [{targets: [%q]}]\n", rules, target), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	said, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(binary, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+addr, "--web.enable-remote-write-receiver", "--log.level=warn") //nolint:gosec // found above
-	cmd.Stdout, cmd.Stderr = said, said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // says that it was killed
-		_ = said.Close()
-		if t.Failed() {
-			words, _ := os.ReadFile(said.Name())
-			t.Logf("prometheus: %s", words)
-		}
-	})
-	p := &promServer{URL: "http://" + addr}
-	eventually(t, time.Minute, func() bool {
-		resp, err := http.Get(p.URL + "/-/ready")
-		if err != nil {
-			return false
-		}
-		resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
-	}, func() string { return "prometheus does not come up" })
-	return p
+	return prometheusWith(t, fmt.Sprintf(`
+global: {scrape_interval: 1s, evaluation_interval: 1s}
+rule_files: [%q]
+scrape_configs:
+- job_name: heapstream
+  static_configs: [{targets: [%q]}]
+`, rules, target))
 }
 
 // query returns how many series a query has now that are numbers.
-func (p *promServer) query(t *testing.T, q string) (series int, err error) {
+func (s *timeSeries) query(t *testing.T, q string) (series int, err error) {
 	t.Helper()
 	var answer struct {
 		Status, Error string
@@ -421,7 +387,7 @@ func (p *promServer) query(t *testing.T, q string) (series int, err error) {
 			Result []struct{ Value [2]any }
 		}
 	}
-	if err := getInto(t, p.URL+"/api/v1/query?"+url.Values{"query": {q}}.Encode(), &answer); err != nil {
+	if err := getInto(t, s.url+"/api/v1/query?"+url.Values{"query": {q}}.Encode(), &answer); err != nil {
 		return 0, err
 	}
 	if answer.Status != "success" {
@@ -469,9 +435,9 @@ func TestDashboardsShowData(t *testing.T) {
 		t.Fatal(err)
 	}
 	proxy := &http.Server{ReadHeaderTimeout: time.Minute}
-	prom := startPrometheus(t, model.Addr().String())
+	prom := scraping(t, model.Addr().String())
 	p := launch(t, standalone.Deps{Registry: registry}, "--source=kubernetes.summary_api:", "--kubeconfig="+kubeconfig, "--metric_resolution=5s", "--cluster=sim",
-		"--sink=influxdb:"+influx.URL+"?extended=true", "--sink=prometheus:"+prom.URL+"?extended=true")
+		"--sink=influxdb:"+influx.URL+"?extended=true", "--sink="+prom.sink+"?extended=true")
 	proxy.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		resp, err := http.Get(p.URL + r.URL.Path)
 		if err != nil {
@@ -530,7 +496,7 @@ func TestDashboardsShowData(t *testing.T) {
 
 // showsData asks every query of a dashboard and notes those without data. The variables take the first combination of
 // values for which every query of that level has some, since not every pod has a limit.
-func showsData(t *testing.T, d *dashboards.Dashboard, influx *influxd, prom *promServer, missing map[string]string) {
+func showsData(t *testing.T, d *dashboards.Dashboard, influx *influxd, prom *timeSeries, missing map[string]string) {
 	t.Helper()
 	values := map[string]string{}
 	fill := func(q string) string {
@@ -599,14 +565,14 @@ func (i *influxd) tagValues(t *testing.T, q string) (values []string) {
 var labelValuesOf = regexp.MustCompile(`^label_values\((.+), ([a-z_]+)\)$`)
 
 // labelValues are what Grafana's label_values gives.
-func (p *promServer) labelValues(t *testing.T, q string) []string {
+func (s *timeSeries) labelValues(t *testing.T, q string) []string {
 	t.Helper()
 	m := labelValuesOf.FindStringSubmatch(q)
 	if m == nil {
 		t.Fatalf("%s is no label_values(metric, label)", q)
 	}
 	var answer struct{ Data []string }
-	if err := getInto(t, p.URL+"/api/v1/label/"+m[2]+"/values?"+url.Values{"match[]": {m[1]}}.Encode(), &answer); err != nil {
+	if err := getInto(t, s.url+"/api/v1/label/"+m[2]+"/values?"+url.Values{"match[]": {m[1]}}.Encode(), &answer); err != nil {
 		t.Fatalf("%s: %v", q, err)
 	}
 	return answer.Data
