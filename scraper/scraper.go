@@ -342,6 +342,9 @@ func (s *Scraper) scrape(ctx context.Context) error {
 		if err := sleep(ctx, tick.Time().Sub(now)); err != nil {
 			return nil
 		}
+		if last != 0 { // ticks that passed while this process could not run
+			s.telemetry.skipped.Add(float64(len(order)) * max(0, tick.Time().Sub(last.Time()).Seconds()/res.Seconds()-1))
+		}
 		last = tick
 		if r := s.nodesRevision(); r != revision {
 			revision = r

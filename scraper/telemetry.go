@@ -48,7 +48,7 @@ func newTelemetry(r prometheus.Registerer, now func() time.Time, backlog func() 
 			Buckets: []float64{.002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}}),
 		bytes:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "bytes_total", Help: "Bytes of kubelets' answers and of batches made from them."}, []string{"of"}),
 		leftOut:   counter("values_left_out_total", "Rows and values left out of batches: wrong in the answer, or beyond the caps."),
-		skipped:   counter("scrapes_skipped_total", "Scrapes not begun because that node's last one was still under way."),
+		skipped:   counter("scrapes_skipped_total", "Scrapes not begun because that node's last one was still under way, or the process was held up for a whole tick."),
 		published: counter("batches_published_total", "Batches that the bus has stored."),
 		late:      counter("batches_late_total", "Batches stored later than the grace of their tick."),
 		dropped:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "batches_dropped_total", Help: "Batches that never reached the bus, by reason."}, []string{"reason"}),
