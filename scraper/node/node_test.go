@@ -457,6 +457,7 @@ func TestRefusedWatchIsToldOnceWithTheWayOut(t *testing.T) {
 	}
 	api.Refuse("/api/v1/pods", 0)
 	until(t, "readable again", func() bool { return a.Err() == nil && a.Pods("n") != nil })
+	until(t, "it is said", func() bool { return lines.count("can be read again") > 0 })
 	if n := lines.count("can be read again"); n != 1 {
 		t.Errorf("the recovery is told %d times: %v", n, lines.lines)
 	}
