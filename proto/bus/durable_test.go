@@ -99,10 +99,10 @@ func TestDurableHoldsWhatIsInHandOrOnItsWay(t *testing.T) {
 	bustest.Provision(t, c, "prod")
 	fill(t, c, node, 0, 10, 10)
 	cfg := sinkConfig
-	cfg.AckWait = 300 * time.Millisecond
+	cfg.AckWait = 6 * time.Second // of which its renewal may be late by a third
 	d := open(t, c, cfg)
 	head := next(t, d)
-	busy := time.NewTimer(4 * cfg.AckWait) // a slow write: the passing of time is what is tested
+	busy := time.NewTimer(cfg.AckWait * 3 / 2) // a slow write: the passing of time is what is tested
 	<-busy.C
 	must(t, head.Hold())
 	must(t, head.Ack())
@@ -244,6 +244,10 @@ func TestSeizeEndsTheHolder(t *testing.T) {
 	must(t, err)
 	l, err := c.Seize(deadline(t), key, "operator")
 	must(t, err)
+	select {
+	case <-held.Lost():
+	case <-deadline(t).Done():
+	}
 	if err := held.Err(); !errors.Is(err, bus.ErrLeaseLost) {
 		t.Fatalf("the holder has %v, want ErrLeaseLost", err)
 	}
