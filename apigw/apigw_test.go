@@ -59,7 +59,7 @@ func serving(t *testing.T, conn *bus.Conn, change func(*Config)) (address string
 			t.Errorf("run: %v", err)
 		}
 	})
-	wait, stop := context.WithTimeout(ctx, 20*time.Second)
+	wait, stop := context.WithTimeout(ctx, 2*time.Minute)
 	defer stop()
 	addr, err := g.Addr(wait)
 	if err != nil {

@@ -98,7 +98,7 @@ func TestLookupWaitsForAnAPIServerThatIsAway(t *testing.T) {
 		}
 		return false
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := apply(ctx, api); err != nil {
 		t.Fatal(err)

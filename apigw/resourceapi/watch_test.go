@@ -290,15 +290,15 @@ func TestStreamMadeAnewEndsWatches(t *testing.T) {
 
 func TestWatchEndsAtItsTime(t *testing.T) {
 	v := start(t, map[string]Source{"": shop()}, nil)
-	code, body := v.get("/apis/metrics.k8s.io/v1/nodes?watch=true&timeoutSeconds=1", "alice")
+	code, body := v.get("/apis/metrics.k8s.io/v1/nodes?watch=true&timeoutSeconds=5", "alice")
 	if n := strings.Count(body, `"type":"ADDED"`); code != 200 || n != 2 {
 		t.Errorf("%d, %d events: %s", code, n, body)
 	}
-	code, body = v.get("/apis/metrics.k8s.io/v1/nodes?watch=true&timeoutSeconds=1", "alice", "Accept", acceptTable)
+	code, body = v.get("/apis/metrics.k8s.io/v1/nodes?watch=true&timeoutSeconds=5", "alice", "Accept", acceptTable)
 	if n := strings.Count(body, `"kind":"Table"`); code != 200 || n != 2 || strings.Count(body, `"columnDefinitions":[{`) != 1 {
 		t.Errorf("%d, %d tables, want 2, and headers once: %s", code, n, body)
 	}
-	code, body = v.get("/clusters/x/apis/metrics.k8s.io/v1/nodes?watch=true&timeoutSeconds=1", "alice")
+	code, body = v.get("/clusters/x/apis/metrics.k8s.io/v1/nodes?watch=true&timeoutSeconds=5", "alice")
 	if code != 404 {
 		t.Errorf("of another cluster: %d %s", code, body)
 	}
