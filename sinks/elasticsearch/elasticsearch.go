@@ -95,7 +95,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		flat := newStreamEncoder(common.View, s.stream, common.ClusterName, &s.enc.docs)
 		s.encode = func(m *sink.Message, i int) { flat.encode(m.Rollup, i) }
 	}
-	return s.checked(o)
+	return o.Made(s, d.Log)
 }
 
 // NewEvents reads the options of a sink of events, which are those of New.
@@ -112,7 +112,7 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 			event(m.Event, i)
 		}
 	}
-	return s.checked(o)
+	return o.Made(s, d.Log)
 }
 
 // read reads where to write to, and as whom.
@@ -187,17 +187,6 @@ func read(t sink.Target, o *sink.Options, d sink.Deps, cluster string) *elastic 
 		s.bulk += "?" + url.Values{"pipeline": {s.pipeline}}.Encode()
 	}
 	return s
-}
-
-// checked is the sink, or what is wrong with its options.
-func (s *elastic) checked(o *sink.Options) (sink.Sink, error) {
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		s.log.Warn(w)
-	}
-	return s, nil
 }
 
 // hosts are addresses without what goes without saying.

@@ -61,13 +61,7 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	s.api = gcp.NewClient(o, d.Version, gcp.API{
 		Name: "Cloud Logging", Host: "logging.googleapis.com", Scope: "https://www.googleapis.com/auth/logging.write", Role: "roles/logging.logWriter",
 	})
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
+	return o.Made(s, d.Log)
 }
 
 // Close drops idle connections.

@@ -73,12 +73,6 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		s.enc.view.Skip = func(m *proto.Metric) bool { return !autoscaling(m.Name) }
 	}
 	s.api = gcp.New(o, d.Version)
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
 	all := proto.Metrics()
 	for i := range all {
 		m := &all[i]
@@ -87,7 +81,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		}
 		s.toDeclare = append(s.toDeclare, m)
 	}
-	return s, nil
+	return o.Made(s, d.Log)
 }
 
 // autoscaling reports whether a metric is one of those that tell what room a node has.

@@ -74,13 +74,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	default:
 		o.Complain("its address has the scheme %q: want tcp, tls, udp or nop, as in graphite:tcp://host:2003", scheme)
 	}
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
+	return o.Made(s, d.Log)
 }
 
 // address is host:port: localhost where there is no host, 2003 where there is no port.

@@ -125,13 +125,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		s.header.Set("Authorization", post.Basic(user, pass))
 	}
 	s.client = post.New("Hawkular at "+u.Host, client)
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
+	return o.Made(s, d.Log)
 }
 
 // parseFilter reads label(<key>:<regexp>) or name(<regexp>).

@@ -58,7 +58,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		s.enc.cluster = []proto.Label{{Key: proto.LabelClusterName, Value: common.ClusterName}}
 	}
 	s.encode = func(m *sink.Message, i int) { s.enc.encode(m.Rollup, i) }
-	return s.checked(o, d)
+	return o.Made(s, d.Log)
 }
 
 // NewEvents reads the options of a sink of events, which are those of New.
@@ -74,7 +74,7 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 			s.enc.kubernetesEvent(m.Event, i)
 		}
 	}
-	return s.checked(o, d)
+	return o.Made(s, d.Log)
 }
 
 // read reads where to write to, and by which key.
@@ -93,17 +93,6 @@ func read(o *sink.Options, d sink.Deps) *api {
 	s.header = http.Header{"Content-Type": {"application/json"}, "User-Agent": {"heapstream/" + d.Version}, "X-Honeycomb-Team": {key}}
 	s.client = post.New("Honeycomb at "+u.Host, o.HTTP())
 	return s
-}
-
-// checked is the sink, or what is wrong with its options.
-func (s *api) checked(o *sink.Options, d sink.Deps) (sink.Sink, error) {
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
 }
 
 // hasRate reports whether a metric is one of the counters that Heapster left out here.

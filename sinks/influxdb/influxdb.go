@@ -107,7 +107,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		}
 		s.encode = newNamer(world, common).encode
 	}
-	return s.checked(o)
+	return o.Made(s, d.Log)
 }
 
 // NewEvents reads the options of a sink of events; see the package for what they do.
@@ -118,7 +118,7 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	s.batch = o.BatchSize(1000, 1e5)
 	s.encode = func(l *lines, m *sink.Message, i int) { enc.encode(l, m.Event, i) }
 	o.Elsewhere("disable_counter_metrics") // eventer took it and did nothing
-	return s.checked(o)
+	return o.Made(s, d.Log)
 }
 
 // read reads where to write to, and as whom.
@@ -147,17 +147,6 @@ func read(t sink.Target, o *sink.Options, d sink.Deps) *influx {
 	s.write = "/write?" + url.Values{"consistency": {""}, "db": {s.db}, "precision": {""}, "rp": {policy}}.Encode()
 	s.readVersion(o)
 	return s
-}
-
-// checked is the sink, or what is wrong with its options.
-func (s *influx) checked(o *sink.Options) (sink.Sink, error) {
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		s.log.Warn(w)
-	}
-	return s, nil
 }
 
 // hasRate reports whether the metric is a counter that another metric is the rate of.

@@ -96,7 +96,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		o.Warn("option `extended` means nothing with format=msgpack: a rollup is written whole")
 	}
 	o.Elsewhere("eventstopic")
-	return s.checked(o)
+	return o.Made(s, d.Log)
 }
 
 // NewEvents reads the options of a sink of events; see the package for what they do.
@@ -109,7 +109,7 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	}
 	s := read(o, enc, o.String("eventstopic", "heapster-events"), d)
 	o.Elsewhere("timeseriestopic")
-	return s.checked(o)
+	return o.Made(s, d.Log)
 }
 
 // read reads where to write to, and as whom.
@@ -169,17 +169,6 @@ func read(o *sink.Options, enc encoder, name string, d sink.Deps) *topic {
 	}
 	s.client = &kafkago.Client{Addr: s.brokers, Transport: s.transport}
 	return s
-}
-
-// checked is the sink, or what is wrong with its options.
-func (s *topic) checked(o *sink.Options) (sink.Sink, error) {
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		s.log.Warn(w)
-	}
-	return s, nil
 }
 
 // login reads how to authenticate; nil where not at all.

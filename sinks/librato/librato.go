@@ -90,13 +90,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	s.address = u.JoinPath("v1", "measurements").String()
 	s.header = http.Header{"Content-Type": {"application/json"}, "User-Agent": {"heapstream/" + d.Version}, "Authorization": {post.Basic(user, token)}}
 	s.client = post.New("Librato at "+u.Host, o.HTTP())
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
+	return o.Made(s, d.Log)
 }
 
 // Close drops idle connections.

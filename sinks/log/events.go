@@ -29,13 +29,7 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	if s.common.Concurrency > 1 {
 		o.Complain("`concurrency` flag is %d: a text has one writer", s.common.Concurrency)
 	}
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
+	return o.Made(s, d.Log)
 }
 
 // Write writes a batch as one block; see sink.Sink.

@@ -45,17 +45,11 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	if common.Concurrency > 1 {
 		o.Complain("`concurrency` flag is %d: a text has one writer", common.Concurrency)
 	}
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
 	s := &text{out: d.Out, log: d.Log, view: common.View}
 	if common.Named {
 		s.cluster = common.ClusterName
 	}
-	return s, nil
+	return o.Made(s, d.Log)
 }
 
 // Write writes a batch; see sink.Sink.

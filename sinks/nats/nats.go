@@ -72,7 +72,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	if s.enc.whole && common.Filtered() {
 		o.Complain("`filter` and `rename` cannot be had with format=msgpack, which writes rollups whole: give format=json, or filter where they are read")
 	}
-	return s.checked(o, d)
+	return o.Made(s, d.Log)
 }
 
 // NewEvents reads the options of a sink of events.
@@ -86,7 +86,7 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 			s.enc.event(m, i)
 		}
 	}
-	return s.checked(o, d)
+	return o.Made(s, d.Log)
 }
 
 // open reads what both have. It complains to o.
@@ -155,17 +155,6 @@ func tlsOf(config *tls.Config, secure bool) *tls.Config {
 		return config
 	}
 	return nil
-}
-
-// checked is the sink, or what is wrong with its options.
-func (s *subject) checked(o *sink.Options, d sink.Deps) (sink.Sink, error) {
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
 }
 
 // Close ends the connection.

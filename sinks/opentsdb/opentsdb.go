@@ -81,13 +81,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		s.put += "&sync"
 	}
 	s.client = post.New("OpenTSDB at "+host, o.HTTP())
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
+	return o.Made(s, d.Log)
 }
 
 // Close drops idle connections.

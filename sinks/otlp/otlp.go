@@ -106,7 +106,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	enc := newEncoder(common.View, common.ClusterName, d.Version, &s.blocks)
 	enc.labels, enc.rates = o.Bool("labels", false), o.Bool("rates", false)
 	s.encode = func(m *sink.Message, i int) { enc.encode(m.Rollup, i) }
-	return s.checked(o)
+	return o.Made(s, d.Log)
 }
 
 // NewEvents reads the options of a sink of events; see the package for what they do.
@@ -124,7 +124,7 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 			enc.encode(m.Event, i)
 		}
 	}
-	return s.checked(o)
+	return o.Made(s, d.Log)
 }
 
 // read reads where to write to, and how.
@@ -162,17 +162,6 @@ func read(t sink.Target, o *sink.Options, d sink.Deps, what signal) (*otlp, erro
 		o.Complain("address with the path %q: gRPC has none (say protocol=http where HTTP is meant)", t.URL.Path)
 	}
 	s.to = newGRPC(o.HTTP(), secure, t.Host("4317"), gzip, d.Version)
-	return s, nil
-}
-
-// checked is the sink, or what is wrong with its options.
-func (s *otlp) checked(o *sink.Options) (sink.Sink, error) {
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		s.log.Warn(w)
-	}
 	return s, nil
 }
 

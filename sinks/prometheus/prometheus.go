@@ -150,13 +150,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	}
 	s.address = u.String()
 	s.client = post.New("remote write at "+u.Host, o.HTTP())
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
+	return o.Made(s, d.Log)
 }
 
 // storeLabels are the labels under which Kubernetes labels are stored, as Prometheus takes them.

@@ -69,7 +69,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		s.enc.cluster = []proto.Label{{Key: proto.LabelClusterName, Value: common.ClusterName}}
 	}
 	s.encode = func(m *sink.Message, i int) { s.enc.encode(m.Rollup, i) }
-	return s.checked(o, d)
+	return o.Made(s, d.Log)
 }
 
 // NewEvents reads the options of a sink of events: those of New, of which `state` means nothing here.
@@ -86,7 +86,7 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		}
 	}
 	o.Elsewhere("state") // eventer took it and did nothing
-	return s.checked(o, d)
+	return o.Made(s, d.Log)
 }
 
 // read reads where to write to, and what all events have in common.
@@ -116,17 +116,6 @@ func read(t sink.Target, o *sink.Options) *server {
 		o.Warn("option `insecuressl` means nothing without TLS: give tls=true")
 	}
 	return s
-}
-
-// checked is the sink, or what is wrong with its options.
-func (s *server) checked(o *sink.Options, d sink.Deps) (sink.Sink, error) {
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
 }
 
 // Close ends the connection.

@@ -89,7 +89,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	rows := newSamples(common.View, common.ClusterName)
 	s.files.compression = compression(o)
 	s.encode = func(m *sink.Message) error { return rows.append(&s.files, m) }
-	return s.checked(o, d)
+	return o.Made(s, d.Log)
 }
 
 // NewEvents reads the options of a sink of events.
@@ -104,7 +104,7 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		}
 		return appendEvent(&s.files, common.ClusterName, m.Event)
 	}
-	return s.checked(o, d)
+	return o.Made(s, d.Log)
 }
 
 // bucketName is what S3 takes for one.
@@ -189,17 +189,6 @@ func login(o *sink.Options, region string) *credentials.Credentials {
 		return credentials.NewFileAWSCredentials("", profile)
 	}
 	return credentials.NewChainCredentials([]credentials.Provider{&credentials.EnvAWS{}, &credentials.FileAWSCredentials{}, &credentials.IAM{Region: region}})
-}
-
-// checked is the sink, or what is wrong with its options.
-func (s *bucket) checked(o *sink.Options, d sink.Deps) (sink.Sink, error) {
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
 }
 
 // Close drops idle connections.

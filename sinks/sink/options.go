@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"slices"
@@ -15,7 +16,7 @@ import (
 	"github.com/heapstream/heapstream/proto/daemon"
 )
 
-// Options reads the options of a target. Every reading names an option that the sink knows; [Options.Done]
+// Options reads the options of a target. Every reading names an option that the sink knows; [Options.Made]
 // then returns all complaints at once, those about unknown options included. An option with an empty
 // value counts as not given.
 type Options struct {
@@ -196,13 +197,22 @@ func (o *Options) Meaningless(name, why string) {
 // Elsewhere accepts an option that another part of the program reads.
 func (o *Options) Elsewhere(name string) { o.known = append(o.known, name) }
 
-// Warn adds a warning of the sink's own.
+// Warn adds to what an operator should hear about options that are accepted.
 func (o *Options) Warn(format string, args ...any) {
 	o.warnings = append(o.warnings, fmt.Sprintf(format, args...))
 }
 
-// Warnings are what an operator should hear about the options given, though they are accepted.
-func (o *Options) Warnings() []string { return o.warnings }
+// Made ends the making of a sink: it returns s and tells the log of warnings about its options, or returns what is wrong
+// with them, as Done does.
+func (o *Options) Made(s Sink, log *slog.Logger) (Sink, error) {
+	if err := o.Done(); err != nil {
+		return nil, err
+	}
+	for _, w := range o.warnings {
+		log.Warn(w)
+	}
+	return s, nil
+}
 
 // Done returns everything that is wrong with the options, joined: each with the sink's key, the option
 // and what would be right.

@@ -120,7 +120,7 @@ func TestOptionsRefuseWhatTheyDoNotKnow(t *testing.T) {
 	if err := o.Done(); err != nil {
 		t.Fatal(err)
 	}
-	if w := o.Warnings(); len(w) != 1 || !strings.Contains(w[0], "`old` means nothing any more: nobody needs it") {
+	if w := o.warnings; len(w) != 1 || !strings.Contains(w[0], "`old` means nothing any more: nobody needs it") {
 		t.Fatalf("warnings %v", w)
 	}
 	o = parse(t, "influxdb:?dbb=k&zzzzzzzz=1&n=x&on=maybe&pw=a&pw_file=/none&wait=-1s").Options()

@@ -1,7 +1,9 @@
 package sink_test
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +13,20 @@ import (
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
 
+// messages is a log that keeps what was said.
+type messages struct {
+	slog.Handler
+	all []string
+}
+
+func (m *messages) Enabled(context.Context, slog.Level) bool { return true }
+
+func (m *messages) Handle(_ context.Context, r slog.Record) error {
+	m.all = append(m.all, r.Message)
+	return nil
+}
+
+// view is the view of a sink with these options, and the warnings about them.
 func view(tb testing.TB, options string) (*sink.View, []string, error) {
 	tb.Helper()
 	t, err := sink.ParseTarget("log:?" + options)
@@ -19,7 +35,9 @@ func view(tb testing.TB, options string) (*sink.View, []string, error) {
 	}
 	o := t.Options()
 	c := o.Common(sink.Deps{Cluster: "default", Labels: proto.DefaultLabelFormat()})
-	return &c.View, o.Warnings(), o.Done()
+	var warnings messages
+	_, err = o.Made(nil, slog.New(&warnings))
+	return &c.View, warnings.all, err
 }
 
 // rollup is a small node: itself, the system containers and one pod of one container in each of two

@@ -79,13 +79,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	o.Meaningless("initial_delay_sec", "there is one writer, which waits for nobody")
 	o.Meaningless("workers", "say concurrency=N to write N requests at once")
 	s.api = gcp.New(o, d.Version)
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
+	return o.Made(s, d.Log)
 }
 
 // Close drops idle connections.

@@ -94,13 +94,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	if scheme := t.URL.Scheme; t.URL.Host != "" && scheme != "udp" && scheme != "" {
 		o.Warn("the scheme %q of the address is ignored: statsd is reached over UDP", scheme)
 	}
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
+	return o.Made(s, d.Log)
 }
 
 // Close closes the socket.

@@ -58,16 +58,10 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	if scheme := t.URL.Scheme; t.URL.Host != "" && (scheme == "tls" || scheme == "https") {
 		s.peer.TLS = config
 	}
-	if err := o.Done(); err != nil {
-		return nil, err
-	}
 	if s.test {
 		o.Warn("testMode is given: nothing is written")
 	}
-	for _, w := range o.Warnings() {
-		d.Log.Warn(w)
-	}
-	return s, nil
+	return o.Made(s, d.Log)
 }
 
 // Close does nothing: no connection outlives a Write.
