@@ -55,9 +55,7 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	if t.URL.Scheme != "" || t.URL.Host != "" {
 		o.Warn("the address of a GCL sink is not read: give `endpoint`")
 	}
-	if s.common.Named {
-		s.enc.cluster = []proto.Label{{Key: proto.LabelClusterName, Value: s.common.ClusterName}}
-	}
+	s.enc.cluster = s.common.ClusterLabel()
 	s.api = gcp.NewClient(o, d.Version, gcp.API{
 		Name: "Cloud Logging", Host: "logging.googleapis.com", Scope: "https://www.googleapis.com/auth/logging.write", Role: "roles/logging.logWriter",
 	})

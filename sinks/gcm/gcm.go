@@ -66,9 +66,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 		o.Complain("invalid metrics parameter: %s: want all or autoscaling", which)
 	}
 	s.enc.view = common.View
-	if common.Named {
-		s.enc.cluster = []proto.Label{{Key: proto.LabelClusterName, Value: common.ClusterName}}
-	}
+	s.enc.cluster = common.ClusterLabel()
 	if which == "autoscaling" {
 		s.enc.view.Skip = func(m *proto.Metric) bool { return !autoscaling(m.Name) }
 	}

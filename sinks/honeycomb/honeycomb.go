@@ -54,9 +54,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	s := read(o, d)
 	s.enc.view = common.View
 	s.enc.view.Skip = hasRate
-	if common.Named {
-		s.enc.cluster = []proto.Label{{Key: proto.LabelClusterName, Value: common.ClusterName}}
-	}
+	s.enc.cluster = common.ClusterLabel()
 	s.encode = func(m *sink.Message, i int) { s.enc.encode(m.Rollup, i) }
 	return o.Made(s, d.Log)
 }
@@ -66,9 +64,7 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	o := t.Options()
 	common := o.CommonEvents(d)
 	s := read(o, d)
-	if common.Named {
-		s.enc.cluster = []proto.Label{{Key: proto.LabelClusterName, Value: common.ClusterName}}
-	}
+	s.enc.cluster = common.ClusterLabel()
 	s.encode = func(m *sink.Message, i int) {
 		if common.Passes(m.Event) {
 			s.enc.kubernetesEvent(m.Event, i)

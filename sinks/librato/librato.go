@@ -57,9 +57,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	if s.enc.prefix != "" && !strings.HasSuffix(s.enc.prefix, ".") {
 		s.enc.prefix += "."
 	}
-	if common.Named {
-		s.enc.cluster = []proto.Label{{Key: proto.LabelClusterName, Value: common.ClusterName}}
-	}
+	s.enc.cluster = common.ClusterLabel()
 	user, token := o.String("username", ""), o.Secret("token", "")
 	if user == "" {
 		o.Complain("no `username` flag specified")

@@ -34,7 +34,6 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"github.com/heapstream/heapstream/proto"
 	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/tcp"
 )
@@ -65,9 +64,7 @@ func New(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	common := o.Common(d)
 	s := read(t, o)
 	s.enc.view, s.enc.state = common.View, o.String("state", "")
-	if common.Named {
-		s.enc.cluster = []proto.Label{{Key: proto.LabelClusterName, Value: common.ClusterName}}
-	}
+	s.enc.cluster = common.ClusterLabel()
 	s.encode = func(m *sink.Message, i int) { s.enc.encode(m.Rollup, i) }
 	return o.Made(s, d.Log)
 }
@@ -77,9 +74,7 @@ func NewEvents(t sink.Target, d sink.Deps) (sink.Sink, error) {
 	o := t.Options()
 	common := o.CommonEvents(d)
 	s := read(t, o)
-	if common.Named {
-		s.enc.cluster = []proto.Label{{Key: proto.LabelClusterName, Value: common.ClusterName}}
-	}
+	s.enc.cluster = common.ClusterLabel()
 	s.encode = func(m *sink.Message, i int) {
 		if common.Passes(m.Event) {
 			s.enc.kubernetesEvent(m.Event, i)

@@ -11,20 +11,14 @@ import (
 // CommonEvents are the options that every sink of events has: those of [Common] that mean something for
 // events. Of `filter` that is the dimension namespace, the one that an event is in.
 type CommonEvents struct {
-	ClusterName string        // `cluster_name`: what the sink calls the cluster; its name on the bus where not given
-	Named       bool          // `cluster_name` was given
-	Timeout     time.Duration // `timeout` of one Write
-	Concurrency int           // `concurrency`: how many of this sink the worker builds and writes to at once
+	Basics
 
 	filter *filter
 }
 
 // CommonEvents reads the options that every sink of events has.
 func (o *Options) CommonEvents(d Deps) CommonEvents {
-	c := CommonEvents{
-		ClusterName: o.String("cluster_name", d.Cluster), Named: o.Given("cluster_name"),
-		Timeout: o.Duration("timeout", d.Timeout), Concurrency: o.concurrency(), filter: o.filter(),
-	}
+	c := CommonEvents{Basics: o.basics(d), filter: o.filter()}
 	if f := c.filter; f != nil && (!f.metric.empty() || !f.kind.empty() || len(f.labels) > 0) {
 		o.Complain("`filter` flag: events are filtered by namespace alone, such as filter=-namespace:kube-*")
 	}

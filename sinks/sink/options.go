@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/heapstream/heapstream/proto"
 	"github.com/heapstream/heapstream/proto/daemon"
 )
 
@@ -241,14 +242,34 @@ func (o *Options) Done() error {
 // Heapster's had with another meaning: gcm's `metrics=all` are all that Heapster had, which is why what goes
 // beyond is `extended`.
 type Common struct {
-	ClusterName string        // `cluster_name`: what the sink calls the cluster; its name on the bus where not given
-	Named       bool          // `cluster_name` was given
-	Timeout     time.Duration // `timeout` of one Write
-	Concurrency int           // `concurrency`: how many of this sink the worker builds and writes to at once
+	Basics
 
 	// View is what is to be written, with `filter`, `rename` and `extended` applied: an encoder begins
 	// with a copy of it. It must not be used by two goroutines at once.
 	View View
+}
+
+// Basics are the options that sinks of rollups and of events have alike.
+type Basics struct {
+	ClusterName string        // `cluster_name`: what the sink calls the cluster; its name on the bus where not given
+	Named       bool          // `cluster_name` was given
+	Timeout     time.Duration // `timeout` of one Write
+	Concurrency int           // `concurrency`: how many of this sink the worker builds and writes to at once
+}
+
+func (o *Options) basics(d Deps) Basics {
+	return Basics{
+		ClusterName: o.String("cluster_name", d.Cluster), Named: o.Given("cluster_name"),
+		Timeout: o.Duration("timeout", d.Timeout), Concurrency: o.concurrency(),
+	}
+}
+
+// ClusterLabel is `cluster_name` as a label, where it was given; else nothing.
+func (b *Basics) ClusterLabel() []proto.Label {
+	if !b.Named {
+		return nil
+	}
+	return []proto.Label{{Key: proto.LabelClusterName, Value: b.ClusterName}}
 }
 
 // MaxConcurrency bounds `concurrency`.
@@ -256,12 +277,10 @@ const MaxConcurrency = 64
 
 // Common reads the options that every sink has.
 func (o *Options) Common(d Deps) Common {
-	c := Common{
-		ClusterName: o.String("cluster_name", d.Cluster), Named: o.Given("cluster_name"),
-		Timeout: o.Duration("timeout", d.Timeout), Concurrency: o.concurrency(),
-		View: View{Labels: d.Labels, All: o.Bool("extended", false), filter: o.filter(), renames: o.renames()},
+	return Common{
+		Basics: o.basics(d),
+		View:   View{Labels: d.Labels, All: o.Bool("extended", false), filter: o.filter(), renames: o.renames()},
 	}
-	return c
 }
 
 func (o *Options) concurrency() int {
