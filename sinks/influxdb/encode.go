@@ -94,7 +94,7 @@ func (e *encoder) appendLine(dst []byte, s *proto.Sample, at proto.Tick) []byte 
 func (e *encoder) appendTags(dst []byte, labels, device []proto.Label) []byte {
 	e.merged = append(e.merged[:0], proto.Label{Key: proto.LabelClusterName, Value: e.cluster})
 	for _, l := range device {
-		e.merged = insert(e.merged, l)
+		e.merged = sink.InsertLabel(e.merged, l)
 	}
 	for _, l := range labels {
 		switch l.Key {
@@ -105,7 +105,7 @@ func (e *encoder) appendTags(dst []byte, labels, device []proto.Label) []byte {
 		case proto.LabelNamespaceID, proto.LabelHostname, proto.LabelHostID:
 			continue // as Heapster: they would repeat another tag
 		}
-		e.merged = insert(e.merged, l)
+		e.merged = sink.InsertLabel(e.merged, l)
 	}
 	for _, l := range e.merged {
 		if l.Value == "" || l.Key == "" {
@@ -117,20 +117,6 @@ func (e *encoder) appendTags(dst []byte, labels, device []proto.Label) []byte {
 		dst = appendKey(dst, l.Value)
 	}
 	return dst
-}
-
-// insert puts a label in its place unless there is one of that key.
-func insert(labels []proto.Label, l proto.Label) []proto.Label {
-	i := len(labels)
-	for i > 0 && labels[i-1].Key >= l.Key {
-		if i--; labels[i].Key == l.Key {
-			return labels
-		}
-	}
-	labels = append(labels, l)
-	copy(labels[i+1:], labels[i:])
-	labels[i] = l
-	return labels
 }
 
 // appendMeasurement escapes a measurement: comma and space.

@@ -141,24 +141,10 @@ func (e *encoder) appendTags(dst []byte, labels, device []proto.Label) []byte {
 		e.merged = append(e.merged, proto.Label{Key: proto.LabelClusterName, Value: e.cluster})
 	}
 	for _, l := range device {
-		e.merged = insert(e.merged, l)
+		e.merged = sink.InsertLabel(e.merged, l)
 	}
 	for _, l := range labels {
-		e.merged = insert(e.merged, l)
+		e.merged = sink.InsertLabel(e.merged, l)
 	}
 	return sink.AppendJSONLabels(dst, e.merged)
-}
-
-// insert puts a label in its place unless there is one of that key.
-func insert(labels []proto.Label, l proto.Label) []proto.Label {
-	i := len(labels)
-	for i > 0 && labels[i-1].Key >= l.Key {
-		if i--; labels[i].Key == l.Key {
-			return labels
-		}
-	}
-	labels = append(labels, l)
-	copy(labels[i+1:], labels[i:])
-	labels[i] = l
-	return labels
 }

@@ -23,3 +23,18 @@ func MergeLabels(dst []proto.Label, lists ...[]proto.Label) []proto.Label {
 	}
 	return dst
 }
+
+// InsertLabel puts a label in its place among labels that are sorted by key, unless there is one of that key, and returns
+// them as append does.
+func InsertLabel(labels []proto.Label, l proto.Label) []proto.Label {
+	i := len(labels)
+	for i > 0 && labels[i-1].Key >= l.Key {
+		if i--; labels[i].Key == l.Key {
+			return labels
+		}
+	}
+	labels = append(labels, l)
+	copy(labels[i+1:], labels[i:])
+	labels[i] = l
+	return labels
+}
