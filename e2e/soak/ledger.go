@@ -26,9 +26,10 @@ type ledger struct {
 	books   map[proto.Tick]*book
 	spare   []*book // closed, for their memory
 	first   proto.Tick
-	newest  proto.Tick // newest totals
-	known   map[string]bool
-	outages []outage // of the scraper
+	newest  proto.Tick            // newest totals
+	known   map[string]proto.Tick // nodes, each with the tick of its newest batch
+	outages []outage              // of the scraper
+	settled map[proto.Tick]bool   // ticks whose books were closed
 	sum     Sum
 	faults  faults
 }
@@ -79,7 +80,7 @@ func (f *faults) add(format string, args ...any) {
 }
 
 func newLedger(nodes int, resolution time.Duration) *ledger {
-	return &ledger{resolution: resolution, nodes: nodes, books: map[proto.Tick]*book{}, known: map[string]bool{}}
+	return &ledger{resolution: resolution, nodes: nodes, books: map[proto.Tick]*book{}, known: map[string]proto.Tick{}, settled: map[proto.Tick]bool{}}
 }
 
 // book is that of a tick; nil where it is closed. The caller holds mu.
@@ -103,7 +104,7 @@ func (l *ledger) book(tick proto.Tick) *book {
 func (l *ledger) batch(node string, tick proto.Tick) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.known[node] = true
+	l.known[node] = max(l.known[node], tick)
 	if b := l.book(tick); b == nil {
 		l.faults.add("batch of node %s at %s comes when that tick is long over", node, tick)
 	} else {
@@ -221,7 +222,8 @@ func (l *ledger) settle(tick proto.Tick, b *book) {
 	s := &l.sum
 	if tick >= l.first {
 		s.Ticks++
-		excused := slices.ContainsFunc(l.outages, func(o outage) bool { return o.from <= tick && (o.to == 0 || tick <= o.to) })
+		l.settled[tick] = true
+		excused := l.excused(tick)
 		for node := range l.known {
 			switch n := b.batches[node]; {
 			case n > 1:
@@ -256,6 +258,11 @@ func (l *ledger) settle(tick proto.Tick, b *book) {
 	delete(l.books, tick)
 	*b = book{batches: b.batches, rollups: b.rollups, namespaces: b.namespaces, points: b.points}
 	l.spare = append(l.spare, b)
+}
+
+// excused tells whether the scraper was away at a tick. The caller holds mu.
+func (l *ledger) excused(tick proto.Tick) bool {
+	return slices.ContainsFunc(l.outages, func(o outage) bool { return o.from <= tick && (o.to == 0 || tick <= o.to) })
 }
 
 // scraperGone notes that the scraper was killed at that time; scraperBack that its next life has stored a batch of
@@ -306,7 +313,7 @@ func (l *ledger) tell(out io.Writer, from int) int {
 	return len(l.faults.words)
 }
 
-// balanced tells whether everything up to the tick is where it should be.
+// balanced tells whether everything up to the tick is where it should be, and nothing more can come of it.
 func (l *ledger) balanced(upto proto.Tick) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -315,6 +322,11 @@ func (l *ledger) balanced(upto proto.Tick) bool {
 	}
 	for tick, b := range l.books {
 		if tick >= l.first && tick <= upto && l.owes(b) != "" {
+			return false
+		}
+	}
+	for _, newest := range l.known { // batches of one node come in their order: none of an earlier tick is on its way
+		if newest <= upto {
 			return false
 		}
 	}
@@ -335,9 +347,15 @@ func (l *ledger) finish(upto proto.Tick) (Sum, faults) {
 		}
 		l.settle(tick, b)
 	}
+	slept := 0 // ticks at which no scraper was there, and nobody spoke: they may be passed over
+	for tick := l.first; tick <= upto && l.first != 0; tick = tick.Add(1, l.resolution) {
+		if !l.settled[tick] && l.excused(tick) {
+			slept++
+		}
+	}
 	if l.first == 0 {
 		l.faults.add("no tick was ever closed")
-	} else if want := int(upto.Time().Sub(l.first.Time())/l.resolution) + 1; l.sum.Ticks != want {
+	} else if want := int(upto.Time().Sub(l.first.Time())/l.resolution) + 1 - slept; l.sum.Ticks != want {
 		l.faults.add("%d ticks have totals from %s to %s, want %d", l.sum.Ticks, l.first, upto, want)
 	}
 	return l.sum, l.faults

@@ -37,7 +37,7 @@ type Config struct {
 	Resolution              time.Duration
 	Churn                   time.Duration // mean time between two changes of the workload; 0: none
 
-	Duration   time.Duration // from the first numbers at the backend on
+	Duration   time.Duration // from the first numbers at the backend on; what was to happen within it happens, if later
 	KillEvery  time.Duration // 0: nobody is killed
 	FlapEvery  time.Duration // from one absence of the backend to the next; 0: none
 	FlapFor    time.Duration // how long it is away
@@ -286,14 +286,16 @@ func (r *run) endure(ctx context.Context, began time.Time, res *Result, out io.W
 			return err
 		}
 		now := time.Now()
+		// What was to happen before the end happens, however long the machine takes for it.
+		owed := kill.Before(over) || flap.Before(over) || back != never
 		switch {
-		case !now.Before(over):
+		case !now.Before(over) && !owed:
 			return nil
 		case !now.Before(sample):
 			r.watch.sample(ctx)
 			told = r.ledger.tell(out, told)
 			sample = sample.Add(cfg.Sample * (1 + now.Sub(sample)/cfg.Sample))
-		case !now.Before(kill):
+		case !now.Before(kill) && kill.Before(over):
 			name, err := r.kill(ctx, victims[n%len(victims)], out)
 			if err != nil {
 				return err
@@ -301,7 +303,7 @@ func (r *run) endure(ctx context.Context, began time.Time, res *Result, out io.W
 			res.Kills[name]++
 			n++
 			kill = kill.Add(cfg.KillEvery)
-		case !now.Before(flap):
+		case !now.Before(flap) && flap.Before(over) && back == never:
 			mode = mode%(modes-1) + 1
 			res.Absences[mode]++
 			fmt.Fprintf(out, "%s: backend is %s\n", now.UTC().Format(time.RFC3339), mode)
@@ -316,7 +318,12 @@ func (r *run) endure(ctx context.Context, began time.Time, res *Result, out io.W
 			}
 			back = never
 		default:
-			soonest := slices.MinFunc([]time.Time{over, sample, kill, flap, back}, time.Time.Compare)
+			soonest := slices.MinFunc([]time.Time{sample, back}, time.Time.Compare)
+			for _, at := range []time.Time{over, kill, flap} {
+				if at.After(now) && at.Before(soonest) {
+					soonest = at
+				}
+			}
 			if err := fleet.Wait(ctx, min(time.Until(soonest), time.Second)); err != nil {
 				return err
 			}
@@ -339,6 +346,9 @@ func (r *run) kill(ctx context.Context, name string, out io.Writer) (string, err
 		}
 	}
 	p := r.process(name)
+	if p == r.scraper {
+		r.watch.ofScraper(ctx) // what it has counted goes with it
+	}
 	began := time.Now()
 	if err := p.Kill(); err != nil {
 		return name, err
