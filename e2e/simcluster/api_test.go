@@ -454,7 +454,7 @@ func TestKubeletsFailInEachWay(t *testing.T) {
 			reader := c.TokenOf(simcluster.ReaderName)
 			const node = "node-2"
 			get := func() (int, string, error) {
-				return kubeletGet(t, c, node, "/stats/summary", reader, 10*time.Second)
+				return kubeletGet(t, c, node, "/stats/summary", reader, 2*time.Minute)
 			}
 			fail := func(m simcluster.FailureMode) {
 				t.Helper()
@@ -528,10 +528,10 @@ func TestKubeletsFailInEachWay(t *testing.T) {
 				t.Error("an unknown mode was accepted")
 			}
 			// Without rights, without token, and what needs neither.
-			if code, body, err := kubeletGet(t, c, node, "/stats/summary", c.TokenOf(simcluster.NobodyName), 10*time.Second); err != nil || code != 403 || !strings.HasPrefix(body, "Forbidden (user=system:serviceaccount:demo:none, verb=get") {
+			if code, body, err := kubeletGet(t, c, node, "/stats/summary", c.TokenOf(simcluster.NobodyName), 2*time.Minute); err != nil || code != 403 || !strings.HasPrefix(body, "Forbidden (user=system:serviceaccount:demo:none, verb=get") {
 				t.Errorf("no rights: %d %q %v", code, body, err)
 			}
-			if code, body, err := kubeletGet(t, c, node, "/stats/summary/", "", 10*time.Second); err != nil || code != 401 || body != "Unauthorized" {
+			if code, body, err := kubeletGet(t, c, node, "/stats/summary/", "", 2*time.Minute); err != nil || code != 401 || body != "Unauthorized" {
 				t.Errorf("no token: %d %q %v", code, body, err)
 			}
 			u, err := c.NodeURL(node, false)
@@ -549,7 +549,7 @@ func TestKubeletsFailInEachWay(t *testing.T) {
 			}
 			http.DefaultClient.CloseIdleConnections()
 			// /pods lists the node's pods.
-			code, body, err := kubeletGet(t, c, "node-0", "/pods", c.Token(), 10*time.Second)
+			code, body, err := kubeletGet(t, c, "node-0", "/pods", c.Token(), 2*time.Minute)
 			var l corev1.PodList
 			if err != nil || code != 200 || json.Unmarshal([]byte(body), &l) != nil || len(l.Items) != 6 || l.Items[0].Spec.NodeName != "node-0" {
 				t.Errorf("/pods: %d, %d pods, %v", code, len(l.Items), err)
@@ -575,7 +575,7 @@ func TestNodesComeAndGo(t *testing.T) {
 	if !ok || ev.Type != watch.Added || n.Name != name || int(n.Status.DaemonEndpoints.KubeletEndpoint.Port) != c.KubeletPort() {
 		t.Fatalf("after AddNode came %s %+v", ev.Type, ev.Object)
 	}
-	if code, body, err := kubeletGet(t, c, name, "/stats/summary", c.Token(), 10*time.Second); err != nil || code != 200 || nodeNameIn(body) != name {
+	if code, body, err := kubeletGet(t, c, name, "/stats/summary", c.Token(), 2*time.Minute); err != nil || code != 200 || nodeNameIn(body) != name {
 		t.Errorf("kubelet of the new node: %d %v", code, err)
 	}
 	if got := len(c.Pods(name)); got != 8 {

@@ -681,6 +681,7 @@ func (c *Cluster) nodeAfter(n *Node) *Node {
 // scraped notes a request for a summary.
 func (n *Node) scraped(now time.Time) {
 	n.scrapes.Add(1)
+	n.asked.add(now.UnixNano())
 	last := n.lastSeen.Swap(now.UnixNano())
 	if gap := now.UnixNano() - last; last != 0 && gap > n.late.Load() {
 		n.late.Store(gap)

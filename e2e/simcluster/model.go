@@ -3,7 +3,9 @@ package simcluster
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -130,6 +132,7 @@ type Node struct {
 	scrapes  atomic.Uint64
 	late     atomic.Int64 // longest gap seen between two scrapes, ns
 	lastSeen atomic.Int64
+	asked    askedTimes
 	conns    connSet
 	old      atomic.Bool  // its kubelet is of before Kubernetes 1.18
 	began    atomic.Int64 // when its kubelet's process started, ns
@@ -147,6 +150,34 @@ func (n *Node) Port() int { return int(n.port.Load()) }
 
 // Scrapes counts the requests for measurements that were answered, faults included.
 func (n *Node) Scrapes() uint64 { return n.scrapes.Load() }
+
+// askedKept is how many of a node's requests for measurements are remembered by their times.
+const askedKept = 512
+
+// askedTimes are the times of the newest requests, Unix ns, oldest first.
+type askedTimes struct {
+	mu sync.Mutex
+	at []int64
+}
+
+func (a *askedTimes) add(now int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.at) == askedKept {
+		a.at = slices.Delete(a.at, 0, 1)
+	}
+	a.at = append(a.at, now)
+}
+
+// Asked is when requests for measurements came, faults included, oldest first: the newest 512 of them.
+func (n *Node) Asked() (all []time.Time) {
+	n.asked.mu.Lock()
+	defer n.asked.mu.Unlock()
+	for _, at := range n.asked.at {
+		all = append(all, time.Unix(0, at))
+	}
+	return all
+}
 
 const (
 	mi = 1 << 20

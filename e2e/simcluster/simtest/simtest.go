@@ -11,6 +11,9 @@ import (
 	"github.com/heapstream/heapstream/e2e/simcluster"
 )
 
+// patience is how long a cluster may take to start, and to stop.
+const patience = 2 * time.Minute
+
 // Start runs a cluster on free ports until the test ends, and returns when it serves. A failure ends the test.
 func Start(t testing.TB, cfg simcluster.Config, deps simcluster.Deps) *simcluster.Cluster {
 	t.Helper()
@@ -28,7 +31,7 @@ func Start(t testing.TB, cfg simcluster.Config, deps simcluster.Deps) *simcluste
 			if err != nil {
 				t.Errorf("simulated cluster: %v", err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(patience):
 			t.Error("simulated cluster does not stop")
 		}
 	})
@@ -37,8 +40,8 @@ func Start(t testing.TB, cfg simcluster.Config, deps simcluster.Deps) *simcluste
 	case err := <-done:
 		done <- nil
 		t.Fatalf("simulated cluster does not start: %v", err)
-	case <-time.After(60 * time.Second):
-		t.Fatal("simulated cluster is not ready after a minute")
+	case <-time.After(patience):
+		t.Fatalf("simulated cluster is not ready after %s", patience)
 	}
 	return c
 }
