@@ -263,10 +263,10 @@ func TestDoctorNamesWhatIsWrongWithTheCluster(t *testing.T) {
 	})
 }
 
-// unusedPort is the port of freeAddr.
+// unusedPort is the port of bustest.FreeAddr.
 func unusedPort(t *testing.T) string {
 	t.Helper()
-	_, port, err := net.SplitHostPort(freeAddr(t))
+	_, port, err := net.SplitHostPort(bustest.FreeAddr(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,7 +310,7 @@ func TestDoctorNamesWhatIsWrongWithTheWholePipeline(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	influx, listen := newInfluxLike(t), freeAddr(t)
+	influx, listen := newInfluxLike(t), bustest.FreeAddr(t)
 	p := launch(t, standalone.Deps{SecureListener: secure}, "--source=kubernetes.summary_api:", "--kubeconfig="+kubeconfig, "--metric_resolution=5s", "--cluster=sim",
 		"--embedded-bus-listen="+listen, "--sink=influxdb:"+influx.URL, "--api-server", "--authentication-kubeconfig="+kubeconfig, "--authorization-kubeconfig="+kubeconfig)
 	if err := cluster.SetGateway("https://" + secure.Addr().String()); err != nil {
@@ -360,7 +360,7 @@ func TestDoctorNamesWhatIsWrongWithTheWholePipeline(t *testing.T) {
 	// a gateway that is not there
 	diagnosed(t, []finding{{doctor.Fail, doctor.CheckGateway, "", "does not answer", "nothing listens there"}}, append(slices.Clone(args), "--gateway=http://127.0.0.1:"+unusedPort(t))...)
 	// letters
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	conn := p.conn(t)
 	for _, reader := range []string{bus.SinkLease("influxdb"), "aggregator.sim"} {

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/heapstream/heapstream/proto/bus/bustest"
 )
 
 // databasesFor returns what makes a database for each stand: of one real InfluxDB where that is installed, else of a
@@ -29,11 +31,11 @@ func databasesFor(t *testing.T) func(t *testing.T, name string) database {
 		t.Log("no influxd on this machine (apt-get install influxdb): a strict server of ours stands in")
 		return func(t *testing.T, name string) database {
 			s := &strictInflux{}
-			s.start(t, freePort(t))
+			s.start(t, bustest.FreeAddr(t))
 			return s
 		}
 	}
-	one := runInfluxd(t, binary, freeAddr(t))
+	one := runInfluxd(t, binary, bustest.FreeAddr(t))
 	return func(_ *testing.T, name string) database { return &influxd{URL: one.URL, db: name} }
 }
 
@@ -43,7 +45,7 @@ type darkDatabase struct {
 	database
 }
 
-func newDarkDatabase(t *testing.T) *darkDatabase { return &darkDatabase{addr: freePort(t)} }
+func newDarkDatabase(t *testing.T) *darkDatabase { return &darkDatabase{addr: bustest.FreeAddr(t)} }
 
 func (d *darkDatabase) sink() string { return "influxdb:http://" + d.addr + "?db=dark" }
 

@@ -39,7 +39,7 @@ func (s *stack) busCutOff(t *testing.T, nodes uint64, gateways []string, res tim
 	t.Helper()
 	before, scraped := s.newest(gateways[0]), s.scrapes()
 	connect := s.cutOff("nats")
-	eventually(t, time.Minute, func() bool { return s.scrapes() >= scraped+2*nodes }, func() string { return "kubelets are not read without the bus\n" + s.describe() })
+	eventually(t, patience, func() bool { return s.scrapes() >= scraped+2*nodes }, func() string { return "kubelets are not read without the bus\n" + s.describe() })
 	connect()
 	for _, g := range gateways {
 		eventually(t, patience, func() bool { return !s.newest(g).Before(before.Add(5 * res)) }, func() string {

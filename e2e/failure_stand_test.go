@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -20,7 +21,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -55,29 +55,6 @@ var programs = sync.OnceValues(func() (string, error) {
 func init() { cleanUps = append(cleanUps, func() { _ = os.RemoveAll(programsDir) }) }
 
 var programsDir string
-
-// given counts the ports that freePort returned.
-var given atomic.Int64
-
-// freePort is a port of this machine that nobody listens on or was given, below those that the system gives to outgoing
-// connections: a server that was killed finds it free again. Each process that tests has a block of its own, as far as
-// there are.
-func freePort(t *testing.T) string {
-	t.Helper()
-	const first, blocks, block = 10000, 73, 300
-	for range 10 * block {
-		n := int(given.Add(1))
-		addr := "127.0.0.1:" + strconv.Itoa(first+(os.Getpid()%blocks*block+n)%(blocks*block))
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			continue
-		}
-		l.Close()
-		return addr
-	}
-	t.Fatalf("no free port between %d and %d", first, first+blocks*block)
-	return ""
-}
 
 // process is one of our programs, run for real. Its lives are the times in which it could work.
 type process struct {
@@ -202,6 +179,16 @@ func (p *process) saidSince(length int, words ...string) bool {
 	return false
 }
 
+// complainedOf is child.complainedOf.
+func (p *process) complainedOf(node string) bool {
+	p.s.t.Helper()
+	b, err := os.ReadFile(p.log)
+	if err != nil {
+		p.s.t.Fatal(err)
+	}
+	return complaint(b, node)
+}
+
 // says waits until it has said so.
 func (p *process) says(words ...string) {
 	p.s.t.Helper()
@@ -219,7 +206,7 @@ func (p *process) tail(n int) string {
 }
 
 // asks is the client of everything here: no connection outlives its answer, since servers come and go.
-var asks = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+var asks = &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
 
 func (p *process) get(path string) (string, error) {
 	resp, err := asks.Get("http://" + p.addr + path)
@@ -350,7 +337,7 @@ func newStand(t *testing.T, sh layout, db database) *stand {
 		s.aggregators = append(s.aggregators, s.service("aggregator", fmt.Sprint("aggregator-", i), "--member-id="+fmt.Sprint("aggregator-", i)))
 	}
 	for i := range sh.gateways {
-		_, port, _ := net.SplitHostPort(freePort(t))
+		_, port, _ := net.SplitHostPort(bustest.FreeAddr(t))
 		s.gateways = append(s.gateways, s.service("apigw", fmt.Sprint("apigw-", i), "--cluster="+standCluster, "--listen-ip=127.0.0.1", "--heapster-port=0",
 			"--api-server", "--bind-address=127.0.0.1", "--secure-port="+port, "--cert-dir=", "--authentication-kubeconfig="+s.kubeconfig, "--authorization-kubeconfig="+s.kubeconfig))
 	}
@@ -382,7 +369,7 @@ func (s *stand) befalls(t *testing.T) (over func()) {
 // service starts one of ours with a wire of its own to each server of the bus.
 func (s *stand) service(program, name string, args ...string) *process {
 	s.t.Helper()
-	p := &process{s: s, name: name, binary: filepath.Join(s.bin, program), log: filepath.Join(s.dir, name+".log"), addr: freePort(s.t)}
+	p := &process{s: s, name: name, binary: filepath.Join(s.bin, program), log: filepath.Join(s.dir, name+".log"), addr: bustest.FreeAddr(s.t)}
 	var urls []string
 	for _, u := range s.urls {
 		w := newWire(s.t, strings.TrimPrefix(u, "nats://"))
@@ -401,10 +388,10 @@ func (s *stand) startBus() {
 	var routes []string
 	var clients []string
 	for range s.shape.servers {
-		clients, routes = append(clients, freePort(s.t)), append(routes, freePort(s.t))
+		clients, routes = append(clients, bustest.FreeAddr(s.t)), append(routes, bustest.FreeAddr(s.t))
 	}
 	for i := range s.shape.servers {
-		p := &process{s: s, name: fmt.Sprint("nats-", i), binary: filepath.Join(s.bin, "nats-server"), log: filepath.Join(s.dir, fmt.Sprint("nats-", i, ".log")), addr: freePort(s.t)}
+		p := &process{s: s, name: fmt.Sprint("nats-", i), binary: filepath.Join(s.bin, "nats-server"), log: filepath.Join(s.dir, fmt.Sprint("nats-", i, ".log")), addr: bustest.FreeAddr(s.t)}
 		store := filepath.Join(s.dir, p.name)
 		if s.shape.store != nil {
 			store = s.shape.store(s.t, i)
@@ -538,12 +525,12 @@ func (s *stand) serverOf(p *process) (at *process) {
 // ask is a request to the bus's own API that no service of ours makes.
 func (s *stand) ask(subject, body string) {
 	s.t.Helper()
-	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(s.urls[0], "nats://"), 10*time.Second)
+	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(s.urls[0], "nats://"), patience)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := errors.Join(conn.SetDeadline(time.Now().Add(30*time.Second)),
+	if err := errors.Join(conn.SetDeadline(time.Now().Add(patience)),
 		second(fmt.Fprintf(conn, "CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\nSUB reply 1\r\nPUB %s reply %d\r\n%s\r\n", subject, len(body), body))); err != nil {
 		s.t.Fatal(err)
 	}
@@ -589,16 +576,28 @@ func (s *stand) complete(after proto.Tick) proto.Tick {
 // goesOn waits until two whole ticks have been closed from now on.
 func (s *stand) goesOn() { s.t.Helper(); s.complete(s.complete(s.last())) }
 
-// wholeBetween fails the test where a tick after from and up to until misses a node: what was measured while nobody could
-// store it makes whole ticks.
+// wholeBetween fails the test where a tick after from and up to until misses a node that was measured: what was measured
+// while nobody could store it makes whole ticks. Ticks and nodes that were not measured at all are those of a busy machine.
 func (s *stand) wholeBetween(from, until proto.Tick) {
 	s.t.Helper()
 	s.rollups.mu.Lock()
 	defer s.rollups.mu.Unlock()
+	whole := 0
 	for tick := from.Add(1, standRes); tick <= until; tick = tick.Add(1, standRes) {
-		if all := s.rollups.totals[tick]; len(all) != 1 || len(all[0].Missing) > 0 {
-			s.t.Errorf("tick %s, when the bus was away, is %+v: want one, that misses nobody", tick, all)
+		measured := slices.DeleteFunc(nodeNames(s.cluster), func(n string) bool { return s.rollups.nodes[nodeTick{n, tick}] == 0 })
+		all := s.rollups.totals[tick]
+		if len(measured) == 0 && len(all) == 0 {
+			s.t.Logf("tick %s, when the bus was away, was slept through", tick)
+			continue
 		}
+		if len(all) != 1 || slices.ContainsFunc(measured, func(n string) bool { return slices.Contains(all[0].Missing, n) }) {
+			s.t.Errorf("tick %s, when the bus was away, is %+v: want one, that misses none of %q, which were measured", tick, all, measured)
+		} else if len(measured) > 0 {
+			whole++
+		}
+	}
+	if whole == 0 {
+		s.t.Errorf("nothing was measured between %s and %s, when the bus was away", from, until)
 	}
 }
 
@@ -727,12 +726,10 @@ func (s *stand) counted(t *testing.T) {
 		if l := &lives[len(lives)-1]; l.to.IsZero() {
 			l.to = now
 		}
-		nodes := nodeNames(s.cluster)
-		if s.shape.nodeRole {
-			nodes = []string{strings.TrimPrefix(p.name, "scraper-")}
-		}
-		nodes = slices.DeleteFunc(nodes, func(n string) bool { return s.silent[n] })
-		b.checkSamples(t, nodes, lives, standRes)
+		nodes := slices.DeleteFunc(s.cluster.Nodes(), func(n *simcluster.Node) bool {
+			return s.silent[n.Name()] || s.shape.nodeRole && p.name != "scraper-"+n.Name()
+		})
+		b.checkSamples(t, nodes, lives, standRes, p.complainedOf)
 	}
 	b.checkRollups(t, s.cluster)
 	b.checkEveryTick(t, s.behind)
@@ -755,8 +752,12 @@ func (b *onBus) checkEveryTick(t *testing.T, behind map[string]bool) {
 	}
 	for tick := first; tick <= b.upto; tick = tick.Add(1, standRes) {
 		totals, ok := b.totals[tick]
-		if !ok {
+		spoke := slices.ContainsFunc(slices.Collect(maps.Keys(b.scraped)), func(k nodeTick) bool { return k.tick == tick })
+		switch {
+		case !ok && spoke:
 			t.Errorf("tick %s was not closed, between %s and %s", tick, first, b.upto)
+		case !ok:
+			t.Logf("tick %s was slept through by all", tick)
 		}
 		for _, n := range totals.Missing {
 			if !behind[n] && tick > first {
@@ -774,4 +775,4 @@ func soon(t *testing.T) context.Context {
 }
 
 // trusting is asks for servers whose certificates were made at start.
-var trusting = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} //nolint:gosec // made at start, for this test
+var trusting = &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} //nolint:gosec // made at start, for this test

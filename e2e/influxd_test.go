@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -13,7 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
+
+	"github.com/heapstream/heapstream/proto/bus/bustest"
 )
 
 // influxd is an InfluxDB 1.x server of this machine, started for a test.
@@ -32,17 +32,6 @@ type influxSeries struct {
 	Values [][]json.Number // time in Unix ms, value
 }
 
-// freeAddr is an address of this machine that was free a moment ago.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // startInfluxd runs the server until the test ends, with further lines in its section [http]; without one the test is
 // skipped.
 func startInfluxd(t *testing.T, lines ...string) *influxd {
@@ -51,7 +40,7 @@ func startInfluxd(t *testing.T, lines ...string) *influxd {
 	if err != nil {
 		t.Skip("SKIP: no influxd on this machine: apt-get install influxdb (1.x)")
 	}
-	return runInfluxd(t, binary, freeAddr(t), lines...)
+	return runInfluxd(t, binary, bustest.FreeAddr(t), lines...)
 }
 
 // runInfluxd is startInfluxd at an address that the caller knows.
@@ -74,7 +63,7 @@ store-enabled = false
 bind-address = %q
 log-enabled = false
 %s
-`, freeAddr(t), filepath.Join(dir, "meta"), filepath.Join(dir, "data"), filepath.Join(dir, "wal"), addr, strings.Join(lines, "\n")), 0o600); err != nil {
+`, bustest.FreeAddr(t), filepath.Join(dir, "meta"), filepath.Join(dir, "data"), filepath.Join(dir, "wal"), addr, strings.Join(lines, "\n")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(binary, "-config", config) //nolint:gosec // found above
@@ -91,7 +80,7 @@ log-enabled = false
 		}
 	})
 	i := &influxd{URL: "http://" + addr, db: "k8s"}
-	eventually(t, 30*time.Second, func() bool {
+	eventually(t, patience, func() bool {
 		resp, err := http.Get(i.URL + "/ping")
 		if err != nil {
 			return false

@@ -144,22 +144,24 @@ func (p *plumbing) clientsets(t *testing.T) {
 		return is(err == nil && one.Value.Sign() > 0 && one.DescribedObject.Name == web.Name, "%s: %v %+v", web.Name, err, one)
 	}, say)
 	node := p.cluster.Nodes()[0].Name()
-	if one, err := c.custom.RootScopedMetrics().GetForObject(schema.GroupKind{Kind: "Node"}, node, "cpu_node_utilization_p95_10s", labels.Everything()); err != nil || one.Value.Sign() <= 0 {
-		t.Errorf("node: %v %+v", err, one)
-	}
-	if one, err := c.custom.RootScopedMetrics().GetForObject(schema.GroupKind{Kind: "Namespace"}, web.Namespace, "cpu_usage_rate", labels.Everything()); err != nil || one.Value.Sign() <= 0 {
-		t.Errorf("namespace: %v %+v", err, one)
-	}
+	eventually(t, patience, func() bool {
+		one, err := c.custom.RootScopedMetrics().GetForObject(schema.GroupKind{Kind: "Node"}, node, "cpu_node_utilization_p95_10s", labels.Everything())
+		return is(err == nil && one.Value.Sign() > 0, "node: %v %+v", err, one)
+	}, say)
+	eventually(t, patience, func() bool {
+		one, err := c.custom.RootScopedMetrics().GetForObject(schema.GroupKind{Kind: "Namespace"}, web.Namespace, "cpu_usage_rate", labels.Everything())
+		return is(err == nil && one.Value.Sign() > 0, "namespace: %v %+v", err, one)
+	}, say)
 	if _, err := of.GetForObject(schema.GroupKind{Kind: "Pod"}, "none", "cpu_usage_rate", labels.Everything()); !apierrors.IsNotFound(err) {
 		t.Errorf("a pod that is not there: %v", err)
 	}
 	if _, err := of.GetForObjects(schema.GroupKind{Kind: "Pod"}, selector, "cpu_usage_rate_avg_1s", labels.Everything()); !apierrors.IsBadRequest(err) || !strings.Contains(err.Error(), "resolution") {
 		t.Errorf("a span that cannot be: %v", err)
 	}
-	list, err := c.external.NamespacedMetrics(web.Namespace).List("cpu_usage_rate", labels.SelectorFromSet(labels.Set{"type": "pod", "workload": web.Name}))
-	if err != nil || len(list.Items) != int(*web.Spec.Replicas) {
-		t.Errorf("external: %v %+v", err, list)
-	}
+	eventually(t, patience, func() bool {
+		list, err := c.external.NamespacedMetrics(web.Namespace).List("cpu_usage_rate", labels.SelectorFromSet(labels.Set{"type": "pod", "workload": web.Name}))
+		return is(err == nil && len(list.Items) == int(*web.Spec.Replicas), "external: %v %+v", err, list)
+	}, say)
 
 	// who may not
 	nobody := as(simcluster.NobodyName)

@@ -118,7 +118,7 @@ func TestMulticlusterWorksOnWithoutItsHub(t *testing.T) {
 		}
 	}
 	ticks := len(series("apigw-1", edges[0])) + len(series("apigw-1", edges[1]))
-	eventually(t, time.Minute, func() bool {
+	eventually(t, patience, func() bool {
 		sunk, err := s.run(time.Minute, "logs", "--no-color", "sinks")
 		return err == nil && strings.Count(sunk, "MetricSet: cluster") >= ticks
 	}, say(fmt.Sprintf("the sink at the hub has written all %d ticks of both clusters", ticks)))

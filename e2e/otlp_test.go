@@ -21,6 +21,7 @@ import (
 	"go.opentelemetry.io/collector/receiver/receivertest"
 
 	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
 	"github.com/heapstream/heapstream/sinks/otlp"
 	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/sinktest"
@@ -39,7 +40,7 @@ func startCollector(t *testing.T) *collector {
 	c := &collector{metrics: new(consumertest.MetricsSink), logs: new(consumertest.LogsSink)}
 	factory := otlpreceiver.NewFactory()
 	cfg := factory.CreateDefaultConfig().(*otlpreceiver.Config)
-	grpcAddr, httpAddr := freeAddr(t), freeAddr(t)
+	grpcAddr, httpAddr := bustest.FreeAddr(t), bustest.FreeAddr(t)
 	cfg.GRPC.GetOrInsertDefault().NetAddr.Endpoint = grpcAddr
 	cfg.HTTP.GetOrInsertDefault().ServerConfig.NetAddr.Endpoint = httpAddr
 	pipeline, err := consumer.NewMetrics(func(ctx context.Context, md pmetric.Metrics) error {

@@ -51,7 +51,7 @@ func prometheusServer(t *testing.T) *timeSeries { return prometheusWith(t, "") }
 // prometheusWith is one with a configuration.
 func prometheusWith(t *testing.T, text string) *timeSeries {
 	t.Helper()
-	dir, addr := t.TempDir(), freeAddr(t)
+	dir, addr := t.TempDir(), bustest.FreeAddr(t)
 	config := filepath.Join(dir, "prometheus.yml")
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -64,7 +64,7 @@ func prometheusWith(t *testing.T, text string) *timeSeries {
 
 func victoriaServer(t *testing.T) *timeSeries {
 	t.Helper()
-	dir, addr := t.TempDir(), freeAddr(t)
+	dir, addr := t.TempDir(), bustest.FreeAddr(t)
 	return newTimeSeries(t, &timeSeries{
 		t: t, binary: "victoria-metrics", end: syscall.SIGTERM, url: "http://" + addr, ready: "/health", sink: "prometheus:http://" + addr,
 		args: []string{"-httpListenAddr=" + addr, "-storageDataPath=" + dir, "-retentionPeriod=1y", "-loggerLevel=WARN", "-dedup.minScrapeInterval=1ms", "-search.latencyOffset=0s"},
@@ -405,12 +405,25 @@ scrape_configs:
 	if well < 3 {
 		t.Errorf("%d scrapes of %d were well", well, len(up))
 	}
-	// What it has is what the bus says, at the time at which the kubelet measured it.
+	// What it has is what the bus says, at the time at which the kubelet measured it. The bus has everything that was
+	// scraped, and so is read afterwards.
+	scraped := map[string]float64{}
+	for _, metric := range []string{"kubernetes_node_memory_working_set_bytes", "kubernetes_pod_memory_working_set_bytes", "kubernetes_container_cpu_usage_seconds_total", "kubernetes_pod_volume_usage_bytes", "kubernetes_cluster_memory_usage_bytes"} {
+		for _, job := range []string{"open", "text"} {
+			_, values := server.samples(fmt.Sprintf("%s{job=%q}", metric, job))
+			maps.Copy(scraped, values)
+			if job == "open" && len(values) == 0 {
+				t.Errorf("there is no %s", metric)
+			}
+		}
+	}
 	want := map[string]float64{}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	conn, dec, last := p.conn(t), proto.NewDecoder(), proto.Tick(0)
-	for d, err := range conn.Replay(ctx, bus.ReplayConfig{Stream: bus.RollupsStream("scraped"), Subjects: bus.RollupFilters("scraped")}) {
+	conn, dec := p.conn(t), proto.NewDecoder()
+	state, err := conn.StreamState(t.Context(), bus.RollupsStream("scraped"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d, err := range conn.Replay(t.Context(), bus.ReplayConfig{Stream: bus.RollupsStream("scraped"), Subjects: bus.RollupFilters("scraped")}) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -418,32 +431,21 @@ scrape_configs:
 		if err := dec.Rollup(d.Data, &r); err != nil {
 			t.Fatal(err)
 		}
-		if last == 0 {
-			last = proto.TickAt(time.Now(), r.Resolution) // all that was scraped is older
-		}
-		if r.Tick > last {
+		expected(&r, want)
+		if d.Seq >= state.LastSeq || d.Pending == 0 {
 			break
 		}
-		expected(&r, want)
 	}
 	compared := 0
-	for _, metric := range []string{"kubernetes_node_memory_working_set_bytes", "kubernetes_pod_memory_working_set_bytes", "kubernetes_container_cpu_usage_seconds_total", "kubernetes_pod_volume_usage_bytes", "kubernetes_cluster_memory_usage_bytes"} {
-		for _, job := range []string{"open", "text"} {
-			_, values := server.samples(fmt.Sprintf("%s{job=%q}", metric, job))
-			for key, value := range values {
-				compared++
-				for _, own := range []string{"instance", "job"} {
-					before, after, _ := strings.Cut(key, own+`="`)
-					_, after, _ = strings.Cut(after, `" `)
-					key = before + after
-				}
-				if expected, ok := want[key]; !ok || expected != value {
-					t.Errorf("%s is %v, on the bus it is %v", key, value, expected)
-				}
-			}
-			if job == "open" && len(values) == 0 {
-				t.Errorf("there is no %s", metric)
-			}
+	for key, value := range scraped {
+		compared++
+		for _, own := range []string{"instance", "job"} {
+			before, after, _ := strings.Cut(key, own+`="`)
+			_, after, _ = strings.Cut(after, `" `)
+			key = before + after
+		}
+		if expected, ok := want[key]; !ok || expected != value {
+			t.Errorf("%s is %v, on the bus it is %v", key, value, expected)
 		}
 	}
 	t.Logf("%d samples are those of the bus", compared)

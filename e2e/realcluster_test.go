@@ -896,7 +896,7 @@ func (c *realCluster) checkRights(t *testing.T) {
 				}
 				return lines
 			}
-			eventually(t, 45*time.Second, func() bool { return len(complaints()) > 0 }, func() string { return fmt.Sprintf("the log does not name %q:\n%s", v.says, said()) })
+			eventually(t, patience, func() bool { return len(complaints()) > 0 }, func() string { return fmt.Sprintf("the log does not name %q:\n%s", v.says, said()) })
 			for line, n := range complaints() {
 				if n > 1 {
 					t.Errorf("said %d times: %s", n, line)

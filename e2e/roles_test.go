@@ -202,7 +202,7 @@ func TestRolesTogetherKnowEveryPod(t *testing.T) {
 	a, err := aggregator.New(sums, aggregator.Deps{Bus: server.Conn(t), Log: log.logger(), Registry: prometheus.NewRegistry()})
 	run(a, err)
 
-	follow, stop := context.WithTimeout(ctx, 2*time.Minute)
+	follow, stop := context.WithTimeout(ctx, 2*patience) // for two facts
 	defer stop()
 	dec := proto.NewDecoder()
 

@@ -79,7 +79,7 @@ func launch(t *testing.T, deps standalone.Deps, args ...string) *pipeline {
 // conn is a connection to the pipeline's bus, closed when the test ends.
 func (p *pipeline) conn(t *testing.T) *bus.Conn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	c, err := p.Connect(ctx, "test")
 	if err != nil {
