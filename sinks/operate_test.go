@@ -57,7 +57,7 @@ func child() error {
 	if name := os.Getenv(childRewind); name != "" {
 		return NewOperator(conn, os.Stdout).Rewind(ctx, name, RewindTo{Start: true}, nil, false)
 	}
-	s, err := New(Config{Sinks: []string{os.Getenv(childSink)}, Timeout: 10 * time.Second}, Deps{Bus: conn, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
+	s, err := New(Config{Sinks: []string{os.Getenv(childSink)}, Timeout: 2 * time.Minute}, Deps{Bus: conn, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
 	if err != nil {
 		return err
 	}
@@ -159,7 +159,7 @@ func (s *system) publish(from, to int) {
 // feed runs a worker in this process.
 func (s *system) feed(options string) (stop func()) {
 	s.t.Helper()
-	w, err := New(Config{Sinks: []string{s.target + options}, Timeout: 10 * time.Second},
+	w, err := New(Config{Sinks: []string{s.target + options}, Timeout: 2 * time.Minute},
 		Deps{Bus: s.conn, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
 	if err != nil {
 		s.t.Fatal(err)

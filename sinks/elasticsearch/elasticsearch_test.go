@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
 	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
@@ -388,7 +389,7 @@ func TestUserThatMayNotCreateWritesAnyway(t *testing.T) {
 
 func TestTheNextNodeIsTaken(t *testing.T) {
 	f := newFake(t, sinktest.Reach{}, "8.0.0")
-	s := build(t, "elasticsearch:?nodes=http://"+sinktest.FreeAddr(t)+"&nodes="+f.URL())
+	s := build(t, "elasticsearch:?nodes=http://"+bustest.FreeAddr(t)+"&nodes="+f.URL())
 	defer s.Close()
 	if err := s.Write(t.Context(), messages(sinktest.Node("n", 0, 0, 0))); err == nil {
 		t.Fatal("nobody listens at the first node")

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
 	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
@@ -39,7 +40,7 @@ func TestCarbonHasWhatWasWritten(t *testing.T) {
 	if err != nil {
 		t.Skip("no carbon-cache on this machine: apt-get install graphite-carbon")
 	}
-	dir, addr := t.TempDir(), sinktest.FreeAddr(t)
+	dir, addr := t.TempDir(), bustest.FreeAddr(t)
 	_, port, _ := strings.Cut(addr, ":")
 	for name, text := range map[string]string{
 		"carbon.conf": fmt.Sprintf(`[cache]
@@ -103,7 +104,7 @@ func whisper(file string, at int64) (float64, bool) {
 }
 
 func TestVictoriaMetricsHasWhatWasWritten(t *testing.T) {
-	addr := sinktest.FreeAddr(t)
+	addr := bustest.FreeAddr(t)
 	v := sinktest.StartVictoria(t, addr, "-graphiteListenAddr="+addr)
 	s := build(t, "graphite:tcp://"+addr+"?device_paths=true")
 	defer s.Close()

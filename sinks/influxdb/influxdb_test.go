@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
 	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
@@ -62,7 +63,7 @@ func newFake(t *testing.T, r sinktest.Reach) *fake {
 	if r.TLS {
 		f.tls = sinktest.NewTLS(t, r)
 	}
-	f.listen("127.0.0.1:0")
+	f.listen(bustest.FreeAddr(t)) // which it comes back to
 	t.Cleanup(func() { f.Behave(sinktest.Down) })
 	return f
 }

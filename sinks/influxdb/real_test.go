@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
 	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
@@ -29,16 +29,6 @@ type real struct {
 	user, pass string
 }
 
-// freeAddr is an address of this machine that was free a moment ago.
-func freeAddr(t *testing.T) string {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lis.Close()
-	return lis.Addr().String()
-}
-
 func startReal(t *testing.T, auth bool) *real {
 	t.Helper()
 	binary, err := exec.LookPath("influxd")
@@ -46,7 +36,7 @@ func startReal(t *testing.T, auth bool) *real {
 		t.Skip("no influxd on this machine: apt-get install influxdb (1.x)")
 	}
 	dir := t.TempDir()
-	r := &real{t: t, addr: freeAddr(t)}
+	r := &real{t: t, addr: bustest.FreeAddr(t)}
 	config := filepath.Join(dir, "influxdb.conf")
 	if err := os.WriteFile(config, fmt.Appendf(nil, `
 reporting-disabled = true
@@ -66,7 +56,7 @@ log-enabled = false
 max-body-size = 200000
 [retention]
 check-interval = "30m"
-`, freeAddr(t), filepath.Join(dir, "meta"), filepath.Join(dir, "data"), filepath.Join(dir, "wal"), r.addr, auth), 0o600); err != nil {
+`, bustest.FreeAddr(t), filepath.Join(dir, "meta"), filepath.Join(dir, "data"), filepath.Join(dir, "wal"), r.addr, auth), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(binary, "-config", config) //nolint:gosec // found above
@@ -83,7 +73,7 @@ check-interval = "30m"
 			t.Logf("influxd: %s", said.String())
 		}
 	})
-	for deadline := time.Now().Add(30 * time.Second); ; {
+	for deadline := time.Now().Add(2 * time.Minute); ; {
 		resp, err := http.Get("http://" + r.addr + "/ping")
 		if err == nil {
 			resp.Body.Close()
@@ -146,7 +136,7 @@ func (r *real) points(db string) (n int) {
 
 func write(t *testing.T, s sink.Sink, rollups ...*proto.Rollup) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	return s.Write(ctx, messages(rollups...))
 }

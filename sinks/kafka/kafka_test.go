@@ -286,7 +286,7 @@ func (b *broker) await(n int) []*kgo.Record {
 			return seen
 		}
 		if time.Now().After(deadline) {
-			b.t.Fatalf("%d records after 20 s, want %d", len(b.records()), n)
+			b.t.Fatalf("%d records after 2 min, want %d", len(b.records()), n)
 		}
 	}
 }
@@ -455,7 +455,7 @@ func TestKcatReadsIt(t *testing.T) {
 	if err := s.Write(t.Context(), batch(sinktest.Node("node-1", 1, 1, 0))); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, kcat, "-b", b.addrs()[0], "-C", "-t", "heapster-metrics", "-e", "-q", "-f", "%k %h %s\n").Output() //nolint:gosec // found above
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
 	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
@@ -234,7 +235,7 @@ func TestOptions(t *testing.T) {
 }
 
 func TestVictoriaMetricsHasWhatWasWritten(t *testing.T) {
-	addr := sinktest.FreeAddr(t)
+	addr := bustest.FreeAddr(t)
 	v := sinktest.StartVictoria(t, addr, "-opentsdbHTTPListenAddr="+addr)
 	s := build(t, "opentsdb:http://"+addr)
 	defer s.Close()

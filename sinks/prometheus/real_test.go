@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
 	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
@@ -32,7 +33,7 @@ func startPrometheus(t *testing.T) (url string) {
 	if err := os.WriteFile(config, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	addr := sinktest.FreeAddr(t)
+	addr := bustest.FreeAddr(t)
 	sinktest.Daemon(t, addr, binary, "--config.file="+config, "--web.enable-remote-write-receiver", "--web.listen-address="+addr, "--storage.tsdb.path="+t.TempDir(), "--log.level=warn")
 	t.Cleanup(http.DefaultClient.CloseIdleConnections)
 	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {

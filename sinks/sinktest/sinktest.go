@@ -172,7 +172,7 @@ func (s *Suite) worker(conn *bus.Conn, target string, log *slog.Logger, registry
 	if err != nil {
 		return nil, nil, err
 	}
-	deps := sink.Deps{Labels: proto.DefaultLabelFormat(), Timeout: time.Second, Version: "test"}
+	deps := sink.Deps{Labels: proto.DefaultLabelFormat(), Timeout: 10 * time.Second, Version: "test"}
 	done = func() {}
 	if s.Out != nil {
 		out, err := s.Out(t)

@@ -10,18 +10,9 @@ import (
 	"os/exec"
 	"testing"
 	"time"
-)
 
-// FreeAddr is an address of this machine that was free a moment ago.
-func FreeAddr(tb testing.TB) string {
-	tb.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer lis.Close()
-	return lis.Addr().String()
-}
+	"github.com/heapstream/heapstream/proto/bus/bustest"
+)
 
 // Daemon runs a server of this machine until the test ends, and waits until it takes connections at addr.
 // What it says is logged where the test fails.
@@ -66,7 +57,7 @@ func StartVictoria(tb testing.TB, addr string, flags ...string) *Victoria {
 	if err != nil {
 		tb.Skip("no victoria-metrics on this machine: apt-get install victoria-metrics")
 	}
-	v := &Victoria{tb: tb, http: FreeAddr(tb)}
+	v := &Victoria{tb: tb, http: bustest.FreeAddr(tb)}
 	if addr == "" {
 		addr = v.http
 	}

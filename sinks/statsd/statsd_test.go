@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/heapstream/heapstream/proto"
+	"github.com/heapstream/heapstream/proto/bus/bustest"
 	"github.com/heapstream/heapstream/sinks/sink"
 	"github.com/heapstream/heapstream/sinks/sinktest"
 )
@@ -83,7 +84,7 @@ type fake struct {
 
 func newFake(t *testing.T) *fake {
 	f := &fake{t: t, holds: map[string]int{}}
-	f.listen("127.0.0.1:0")
+	f.listen(bustest.FreeAddr(t)) // which it comes back to
 	t.Cleanup(func() { f.Behave(sinktest.Down) })
 	return f
 }
