@@ -281,11 +281,18 @@ func release(ctx context.Context, l *Lease) {
 // noRoom turns the refusal of a server that cannot set aside what a stream may take into a lasting error: unlike
 // a publish that meets a full store, it does not pass by waiting.
 func noRoom(err error, t Topology) error {
-	if apiCode(err) != codeStorageExceeded {
+	if apiCode(err) != codeStorageExceeded && !peersLackRoom(err) {
 		return err
 	}
 	return fmt.Errorf("%w: %v: the server sets aside what streams may take, %s for these; raise its store limit (max_file_store) to the sum over all clusters, or give the streams less",
 		ErrRefused, err, bytesText(t.Reserved()))
+}
+
+// peersLackRoom: servers of a cluster say with one code that some are away, which passes, and that none has room.
+func peersLackRoom(err error) bool {
+	var e *jetstream.APIError
+	return errors.As(err, &e) && int(e.ErrorCode) == codeNoPeers &&
+		strings.Contains(e.Description, "insufficient storage") && !strings.Contains(e.Description, "peer offline")
 }
 
 // ErrTopology says that the streams are not as the topology wants them.

@@ -162,6 +162,16 @@ func TestApplyEndsWhereTheStoreIsTooSmall(t *testing.T) {
 	must(t, err)
 }
 
+func TestApplyEndsWhereNoServerOfThreeHasRoom(t *testing.T) {
+	t.Parallel()
+	s := bustest.Cluster(t, 3, func(c *embedded.Config) { c.MaxStore = 2 << 30 })
+	c := bus.Quick(s.Conn(t))
+	_, err := c.Apply(deadline(t), bus.Topology{Cluster: "prod", Replicas: 3})
+	if !errors.Is(err, bus.ErrRefused) || !strings.Contains(err.Error(), "max_file_store") || !strings.Contains(err.Error(), "SAMPLES_prod") {
+		t.Fatal(err)
+	}
+}
+
 func TestTopologyRefusesTooLittle(t *testing.T) {
 	// 5,000 nodes at 15 s are 28 GiB an hour: 1 GiB holds two minutes
 	err := (bus.Topology{Cluster: "prod", Nodes: 5000, Resolution: 15 * time.Second, RollupsBytes: 1 << 30}).Validate()

@@ -167,7 +167,7 @@ type Servers struct {
 
 // Cluster starts n servers that form one JetStream cluster, ready to make
 // streams; they are stopped when the test ends.
-func Cluster(t testing.TB, n int) *Servers {
+func Cluster(t testing.TB, n int, opts ...Option) *Servers {
 	t.Helper()
 	log := Logger(t)
 	s := &Servers{t: t}
@@ -184,6 +184,9 @@ func Cluster(t testing.TB, n int) *Servers {
 		cfg.Cluster = &embedded.Cluster{Name: "bustest", Listen: routes[i]}
 		for _, r := range routes {
 			cfg.Cluster.Routes = append(cfg.Cluster.Routes, "nats://"+r)
+		}
+		for _, o := range opts {
+			o(&cfg)
 		}
 		es, err := embedded.New(cfg, log)
 		if err != nil {
