@@ -118,10 +118,7 @@ func (e *encoder) encode(r *proto.Rollup, i int) {
 			if s.Device != device {
 				e.flush(r, i)
 				device = s.Device
-				e.device = e.device[:0]
-				if device != nil {
-					e.device = e.view.AppendDeviceLabels(e.device, device)
-				}
+				e.device = e.view.AppendDeviceLabels(e.device[:0], device)
 				e.setTags(entity.Labels, e.device)
 			}
 			f := familyOf(s)

@@ -230,10 +230,7 @@ func (e *encoder) labelsOf(entity *sink.Entity, s *proto.Sample) []proto.Label {
 			}
 		}
 	}
-	e.device = e.device[:0]
-	if s.Device != nil {
-		e.device = e.view.AppendDeviceLabels(e.device, s.Device)
-	}
+	e.device = e.view.AppendDeviceLabels(e.device[:0], s.Device)
 	e.merged = sink.MergeLabels(e.merged[:0], e.cluster, e.device, e.labels)
 	return e.merged
 }

@@ -72,10 +72,7 @@ func (e *encoder) encode(r *proto.Rollup) {
 		before := e.before(entity, label)
 	samples:
 		for s := range entity.Samples {
-			e.device = e.device[:0]
-			if s.Device != nil {
-				e.device = e.view.AppendDeviceLabels(e.device, s.Device)
-			}
+			e.device = e.view.AppendDeviceLabels(e.device[:0], s.Device)
 			for i := range e.drop {
 				if e.drop[i].matches(entity.Labels, e.device, s.Name) {
 					continue samples

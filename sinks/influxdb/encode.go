@@ -55,10 +55,7 @@ func (e *encoder) encode(l *lines, r *proto.Rollup, i int) {
 		for s := range entity.Samples {
 			if s.Device != device {
 				device = s.Device
-				e.deviceTag = e.deviceTag[:0]
-				if device != nil {
-					e.deviceTag = e.view.AppendDeviceLabels(e.deviceTag, device)
-				}
+				e.deviceTag = e.view.AppendDeviceLabels(e.deviceTag[:0], device)
 				e.tags = e.appendTags(e.tags[:0], entity.Labels, e.deviceTag)
 			}
 			l.start = append(l.start, len(l.text))

@@ -67,10 +67,7 @@ func (e *encoder) encode(m *sink.Message, i int) {
 		for s := range entity.Samples {
 			if s.Device != device {
 				device = s.Device
-				e.device = e.device[:0]
-				if device != nil {
-					e.device = e.view.AppendDeviceLabels(e.device, device)
-				}
+				e.device = e.view.AppendDeviceLabels(e.device[:0], device)
 				e.tags = e.appendTags(e.tags[:0], entity.Labels, e.device)
 			}
 			value := span{from: len(e.text)}

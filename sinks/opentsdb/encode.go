@@ -46,10 +46,7 @@ func (e *encoder) encode(r *proto.Rollup, i int) {
 			}
 			if s.Device != device {
 				device = s.Device
-				e.device = e.device[:0]
-				if device != nil {
-					e.device = e.view.AppendDeviceLabels(e.device, device)
-				}
+				e.device = e.view.AppendDeviceLabels(e.device[:0], device)
 				e.tags = e.appendTags(e.tags[:0], entity.Labels, e.device)
 			}
 			from := len(e.text)

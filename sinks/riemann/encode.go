@@ -80,10 +80,7 @@ func (e *encoder) encode(r *proto.Rollup, i int) {
 		for s := range entity.Samples {
 			if s.Device != device {
 				device = s.Device
-				e.device = e.device[:0]
-				if device != nil {
-					e.device = e.view.AppendDeviceLabels(e.device, device)
-				}
+				e.device = e.view.AppendDeviceLabels(e.device[:0], device)
 				e.setRest(host, entity.Labels, e.device)
 			}
 			b := protowire.AppendTag(e.event[:0], eventTime, protowire.VarintType)

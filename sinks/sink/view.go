@@ -178,8 +178,11 @@ func (e *Entity) Samples(yield func(*proto.Sample) bool) {
 	}
 }
 
-// AppendDeviceLabels appends the labels of a sample's device to dst, sorted by key.
+// AppendDeviceLabels appends the labels of a sample's device to dst, sorted by key; nothing where it has none.
 func (v *View) AppendDeviceLabels(dst []proto.Label, d *proto.Device) []proto.Label {
+	if d == nil {
+		return dst
+	}
 	from := len(dst)
 	dst = d.AppendLabels(dst)
 	if !v.All {

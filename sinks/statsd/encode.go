@@ -52,10 +52,7 @@ func (e *encoder) encode(r *proto.Rollup, i int) {
 		for s := range entity.Samples {
 			if s.Device != device {
 				device = s.Device
-				e.device = e.device[:0]
-				if device != nil {
-					e.device = e.view.AppendDeviceLabels(e.device, device)
-				}
+				e.device = e.view.AppendDeviceLabels(e.device[:0], device)
 				path = e.appendEntity(path[:0], entity, e.device)
 			}
 			e.name = e.name[:0]

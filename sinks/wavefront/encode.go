@@ -60,10 +60,7 @@ func (e *encoder) encode(r *proto.Rollup) {
 		for s := range entity.Samples {
 			if s.Device != device {
 				device = s.Device
-				e.device = e.device[:0]
-				if device != nil {
-					e.device = e.view.AppendDeviceLabels(e.device, device)
-				}
+				e.device = e.view.AppendDeviceLabels(e.device[:0], device)
 				e.setTags(entity.Labels, e.device)
 			}
 			b := append(e.text, e.prefix...)
