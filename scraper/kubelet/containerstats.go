@@ -50,13 +50,7 @@ func (d *Decoder) ContainerStats(data []byte, b *proto.Batch) error {
 }
 
 func (d *Decoder) containerInfos() error {
-	if d.json.Next() != jx.Object {
-		if err := d.json.Skip(); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return err
-		}
-		return errors.New("not a JSON object")
-	}
-	err := d.json.ObjBytes(func(_ *jx.Decoder, key []byte) error {
+	return d.answer(func(key []byte) error {
 		if len(key) > maxName {
 			d.dropped++
 			return d.json.Skip()
@@ -64,10 +58,6 @@ func (d *Decoder) containerInfos() error {
 		d.section = d.intern(key)
 		return d.containerInfo(d.section)
 	})
-	if err == nil && d.json.Next() != jx.Invalid {
-		err = errors.New("something follows the answer")
-	}
-	return err
 }
 
 // containerInfo reads one cgroup. Its path is its name, or the key where that is missing. What it is

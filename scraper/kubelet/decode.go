@@ -304,14 +304,23 @@ func (d *Decoder) time(c *proto.Columns, row int, f proto.Field) error {
 	return err
 }
 
-func (d *Decoder) summary() error {
+// answer reads the object that a whole answer is, and nothing may follow it.
+func (d *Decoder) answer(field func(key []byte) error) error {
 	if d.json.Next() != jx.Object {
 		if err := d.json.Skip(); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return err
 		}
 		return errors.New("not a JSON object")
 	}
-	err := d.json.ObjBytes(func(_ *jx.Decoder, key []byte) error {
+	err := d.json.ObjBytes(func(_ *jx.Decoder, key []byte) error { return field(key) })
+	if err == nil && d.json.Next() != jx.Invalid {
+		err = errors.New("something follows the answer")
+	}
+	return err
+}
+
+func (d *Decoder) summary() error {
+	return d.answer(func(key []byte) error {
 		switch string(key) {
 		case "node":
 			d.pod, d.container = -1, -1
@@ -322,10 +331,6 @@ func (d *Decoder) summary() error {
 		}
 		return d.json.Skip()
 	})
-	if err == nil && d.json.Next() != jx.Invalid {
-		err = errors.New("something follows the answer")
-	}
-	return err
 }
 
 func (d *Decoder) nodeStats() error {
