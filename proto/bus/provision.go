@@ -249,7 +249,7 @@ func (c *Conn) Apply(ctx context.Context, t Topology) ([]Change, error) {
 		if have == nil {
 			if err := c.try(ctx, "STREAM.CREATE."+want.Name, func(ctx context.Context) error {
 				_, err := c.js.CreateStream(ctx, want)
-				return noRoom(err, t)
+				return c.waits(want.Name, noRoom(err, t))
 			}); err != nil {
 				return done, fmt.Errorf("create stream %q (%s): %w", want.Name, bytesText(want.MaxBytes), err)
 			}
@@ -262,13 +262,21 @@ func (c *Conn) Apply(ctx context.Context, t Topology) ([]Change, error) {
 		}
 		if err := c.try(ctx, "STREAM.UPDATE."+want.Name, func(ctx context.Context) error {
 			_, err := c.js.UpdateStream(ctx, merge(*have, want))
-			return noRoom(err, t)
+			return c.waits(want.Name, noRoom(err, t))
 		}); err != nil {
 			return done, fmt.Errorf("alter stream %q (%s): %w", want.Name, strings.Join(diff, "; "), err)
 		}
 		done = append(done, Change{Stream: want.Name, Differs: diff})
 	}
 	return done, nil
+}
+
+// waits tells for what Apply waits; a server that is starting up may take a while.
+func (c *Conn) waits(stream string, err error) error {
+	if err != nil && passing(err) {
+		c.log.Warn("bus does not take a stream yet, trying again", "stream", stream, "err", err)
+	}
+	return err
 }
 
 // release gives a lease back also when ctx has ended; one that cannot be given back runs out.
