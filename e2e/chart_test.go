@@ -114,6 +114,16 @@ func TestChartValues(t *testing.T) {
 	if len(m.apis) != 2 || m.all["StatefulSet/kube-system/heapstream-nats"] {
 		t.Errorf("%d APIs registered, want 2; there is a bus: %t", len(m.apis), m.all["StatefulSet/kube-system/heapstream-nats"])
 	}
+	for register, want := range map[string]bool{`["resource"]`: false, "null": false, `["heapster"]`: true} { // the latter two without a caBundle
+		out, err := renderChart(t, "kube-system", `{"shape": "full", "caBundle": "`+map[bool]string{true: "pem"}[register == `["resource"]`]+`", "register": `+register+`}`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := decodeManifests(t, []byte(out))
+		if m.all["Service/kube-system/heapster"] != want || !m.all["Service/kube-system/heapstream"] {
+			t.Errorf("register %s takes Heapster's place: %t, want %t; the Service heapstream is there: %t", register, !want, want, m.all["Service/kube-system/heapstream"])
+		}
+	}
 	for _, part := range []string{"name: prod", "bus-url: tls://nats.example.com:4222", "influxdb:http://influxdb:8086\n    log"} {
 		if !strings.Contains(out, part) {
 			t.Errorf("%q is not rendered", part)
@@ -146,7 +156,9 @@ func TestChartValues(t *testing.T) {
 		t.Fatal(err)
 	}
 	var mirrored []string
-	for _, w := range decodeManifests(t, []byte(out)).pods {
+	hub := decodeManifests(t, []byte(out))
+	hub.checkStore()
+	for _, w := range hub.pods {
 		if args := w.pod.Spec.Containers[0].Args; w.kind == "Job" {
 			mirrored = append(mirrored, strings.Join(args[len(args)-2:], " "))
 		}
@@ -231,7 +243,8 @@ func TestOfficialChartIsTheSameBus(t *testing.T) {
 			check(e.Name, values.Container.Env[e.Name], e.Value)
 		}
 	}
-	for _, line := range []string{"max_memory_store: " + c.Jetstream.MemoryStore.MaxSize, "max_file_store: " + c.Jetstream.FileStore.MaxSize, "sync_interval: " + c.Jetstream.Merge["sync_interval"],
+	check("the store", c.Jetstream.FileStore.MaxSize, m.store)
+	for _, line := range []string{"max_memory_store: " + c.Jetstream.MemoryStore.MaxSize, "sync_interval: " + c.Jetstream.Merge["sync_interval"],
 		"max_payload: " + strings.Trim(c.Merge["max_payload"], "<> "), "write_deadline: \"" + c.Merge["write_deadline"] + "\""} {
 		if !strings.Contains(string(conf), line) {
 			t.Errorf("nats.conf has no line %q", line)

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -55,7 +56,9 @@ type apiService struct {
 		GroupPriorityMinimum int32  `json:"groupPriorityMinimum"`
 		VersionPriority      int32  `json:"versionPriority"`
 		CABundle             []byte `json:"caBundle"`
-		Service              struct {
+		// InsecureSkipTLSVerify of what was registered before must be taken back by name: it cannot stand beside CABundle.
+		InsecureSkipTLSVerify *bool `json:"insecureSkipTLSVerify"`
+		Service               struct {
 			Namespace string `json:"namespace"`
 			Name      string `json:"name"`
 			Port      int32  `json:"port"`
@@ -76,8 +79,10 @@ type manifests struct {
 	budgets  []*policyv1.PodDisruptionBudget
 	roles    map[string]*rbacv1.ClusterRole
 	bound    map[string][]string // the roles of a ServiceAccount, as kind/name
+	store    string              // what a server of the bus may store, of the ConfigMap heapstream-cluster
 	data     map[string][]string // the keys of ConfigMap/name and Secret/name
 	classes  map[string]bool
+	last     map[string]bool // of all, what takes another's place and can be left for last
 }
 
 // workload is whatever makes pods.
@@ -134,7 +139,7 @@ func decodeManifests(t *testing.T, stream []byte) *manifests {
 	}
 	types.AddKnownTypeWithName(schema.GroupVersionKind{Group: "apiregistration.k8s.io", Version: "v1", Kind: "APIService"}, &apiService{})
 	decoder := serializer.NewCodecFactory(types, serializer.EnableStrict).UniversalDeserializer()
-	m := &manifests{t: t, all: map[string]bool{}, roles: map[string]*rbacv1.ClusterRole{}, bound: map[string][]string{}, data: map[string][]string{}, classes: map[string]bool{"system-node-critical": true, "system-cluster-critical": true}}
+	m := &manifests{t: t, all: map[string]bool{}, roles: map[string]*rbacv1.ClusterRole{}, bound: map[string][]string{}, data: map[string][]string{}, last: map[string]bool{}, classes: map[string]bool{"system-node-critical": true, "system-cluster-critical": true}}
 	bind := func(subjects []rbacv1.Subject, role rbacv1.RoleRef) {
 		for _, s := range subjects {
 			m.bound[s.Name] = append(m.bound[s.Name], role.Kind+"/"+role.Name)
@@ -161,6 +166,9 @@ func decodeManifests(t *testing.T, stream []byte) *manifests {
 			t.Errorf("%s is there twice", key)
 		}
 		m.all[key] = true
+		if meta.GetLabels()["app.kubernetes.io/component"] == "registration" {
+			m.last[key] = true
+		}
 		switch o := object.(type) {
 		case *appsv1.Deployment:
 			m.pods = append(m.pods, workload{kind.Kind, o.Name, *o.Spec.Replicas, o.Spec.Selector, o.Spec.Template, nil})
@@ -186,6 +194,7 @@ func decodeManifests(t *testing.T, stream []byte) *manifests {
 			bind(o.Subjects, o.RoleRef)
 		case *corev1.ConfigMap:
 			m.data["ConfigMap/"+o.Name] = slices.Sorted(maps.Keys(o.Data))
+			m.store = cmp.Or(m.store, o.Data["store"])
 		case *corev1.Secret:
 			m.data["Secret/"+o.Name] = slices.Sorted(maps.Keys(o.Data))
 		default:
@@ -223,8 +232,16 @@ func (m *manifests) check() {
 		}) {
 			m.t.Errorf("APIService %s: there is no such Service", a.Name)
 		}
+		if a.Spec.InsecureSkipTLSVerify == nil || *a.Spec.InsecureSkipTLSVerify {
+			m.t.Errorf("APIService %s does not take back the insecureSkipTLSVerify of who was registered before", a.Name)
+		}
 		if a.Name != a.Spec.Version+"."+a.Spec.Group || a.Spec.GroupPriorityMinimum <= 0 || a.Spec.VersionPriority <= 0 || len(a.Spec.CABundle) == 0 {
 			m.t.Errorf("APIService %s is incomplete: %+v", a.Name, a.Spec)
+		}
+	}
+	for key := range m.all {
+		if takesOver := strings.HasPrefix(key, "APIService/") || key == "Service/kube-system/heapster"; takesOver != m.last[key] {
+			m.t.Errorf("%s can be left for last: %t, want %t", key, m.last[key], takesOver)
 		}
 	}
 	m.checkPolicies()
@@ -540,6 +557,38 @@ func rightsOf(u simcluster.User) []string {
 
 // Every shape is complete and strict: what one object says of another is there, containers have what they should and
 // no more, and the scrapers' roles are the rules that TestRolesTogetherKnowEveryPod runs them with.
+// checkStore: what the Jobs reserve on every server of the bus fits into what it may store, and that into its claim.
+func (m *manifests) checkStore() {
+	m.t.Helper()
+	var claim, reserved int64
+	for _, w := range m.pods {
+		switch w.kind {
+		case "StatefulSet":
+			claim = w.claims[0].Spec.Resources.Requests.Storage().Value()
+		case "Job":
+			topology := bus.Topology{Cluster: "of-a-job"}
+			for _, arg := range w.pod.Spec.Containers[0].Args {
+				if domain, ok := strings.CutPrefix(arg, "--from-domain="); ok {
+					topology.FromDomain = domain
+				}
+			}
+			reserved += topology.Reserved()
+			if shared := (bus.Topology{}).Reserved(); reserved > topology.Reserved() {
+				reserved -= shared // by the first
+			}
+		}
+	}
+	if claim == 0 && m.store == "" {
+		return
+	}
+	digits, unit := strings.TrimRight(m.store, "GMB"), strings.TrimLeft(m.store, "0123456789")
+	n, err := strconv.ParseInt(digits, 10, 64)
+	store := n * map[string]int64{"MB": 1 << 20, "GB": 1 << 30}[unit] // as the server reads them
+	if err != nil || store < reserved || claim < store+store/16 {
+		m.t.Errorf("a server may store %q, %d bytes, of a claim of %d; the streams take %d (%v)", m.store, store, claim, reserved, err)
+	}
+}
+
 func TestManifestsOfEveryShape(t *testing.T) {
 	for _, shape := range shapes {
 		t.Run(shape, func(t *testing.T) {
@@ -568,6 +617,7 @@ func TestManifestsOfEveryShape(t *testing.T) {
 					t.Errorf("%s is vouched for by %q, want ca.crt of heapstream-serving, %q", a.Name, a.Spec.CABundle, want)
 				}
 			}
+			m.checkStore()
 			for _, s := range m.services { // what dashboards ask, before and after
 				if s.Name == "heapster" && (s.Namespace != "kube-system" || s.Spec.Ports[0].Port != 80 || ports(m.selected(labels.SelectorFromSet(s.Spec.Selector))[0].pod.Spec)[s.Spec.Ports[0].TargetPort.StrVal] != 8082) {
 					t.Errorf("Service heapster is not where Heapster's was: %+v", s.Spec)
@@ -735,7 +785,7 @@ func TestBusOfManifests(t *testing.T) {
 		if !ok {
 			t.Fatal("nats.conf has no cluster")
 		}
-		return strings.NewReplacer("$POD_NAME", overlay, "$JETSTREAM_DOMAIN", domain, "/etc/nats-tls/", filepath.Join(secrets, "bus")+"/", "/etc/nats/hub-ca.crt", filepath.Join(secrets, "hub", "hub-ca.crt"),
+		return strings.NewReplacer("$POD_NAME", overlay, "$JETSTREAM_DOMAIN", domain, "$MAX_FILE_STORE", decodeManifests(t, buildOverlay(t, overlay)).store, "/etc/nats-tls/", filepath.Join(secrets, "bus")+"/", "/etc/nats/hub-ca.crt", filepath.Join(secrets, "hub", "hub-ca.crt"),
 			`http: "127.0.0.1:8222"`, "", "0.0.0.0:7422", link, "127.0.0.1:7422", link).Replace(before + "\n" + after)
 	}
 	hub := bustest.Configure(t, config("hub", "hub", hubSecrets))
