@@ -352,6 +352,9 @@ func newStand(t *testing.T, sh layout, db database) *stand {
 			s.sinks = append(s.sinks, s.service("sinks", fmt.Sprint("sinks-", i), args...))
 		}
 	}
+	// One thing after the other, since all of it starts at once.
+	s.scraped(1)
+	s.closes(0)
 	s.complete(0)
 	return s
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -82,12 +83,15 @@ func TestFailures(t *testing.T) {
 		t.Skip("SKIP: -short: a failure takes some ticks to be over")
 	}
 	db := databasesFor(t)
-	t.Run("on", func(t *testing.T) { // the database outlives the stands
+	atOnce := make(chan struct{}, 3*runtime.GOMAXPROCS(0)) // a stand is up to 17 processes, and most of the time they wait
+	t.Run("on", func(t *testing.T) {                       // the database outlives the stands
 		for _, servers := range []int{1, 3} {
 			for _, f := range failures {
 				name := fmt.Sprintf("%d/%s", servers, f.name)
 				t.Run(name, func(t *testing.T) {
 					t.Parallel()
+					atOnce <- struct{}{}
+					t.Cleanup(func() { <-atOnce }) // when its processes have ended
 					sh := f.shape
 					sh.servers = servers
 					s := newStand(t, sh, db(t, strings.ReplaceAll(name, "/", "-")))

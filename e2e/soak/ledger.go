@@ -26,6 +26,7 @@ type ledger struct {
 	books   map[proto.Tick]*book
 	spare   []*book // closed, for their memory
 	first   proto.Tick
+	whole   proto.Tick            // the first whose totals expect all nodes: before, the inventory was on its way
 	newest  proto.Tick            // newest totals
 	known   map[string]proto.Tick // nodes, each with the tick of its newest batch
 	outages []outage              // of the scraper
@@ -134,7 +135,9 @@ func (l *ledger) rollup(r *proto.Rollup, points []pair) {
 		if b.totals++; b.totals > 1 {
 			l.faults.add("there are %d totals of %s", b.totals, r.Tick)
 		}
-		b.nodes = int(r.Totals.Expected)
+		if b.nodes = int(r.Totals.Expected); b.nodes == l.nodes && l.whole == 0 {
+			l.whole = r.Tick
+		}
 		if r.Totals.Gap {
 			l.faults.add("the totals of %s say that SAMPLES were lost", r.Tick)
 		}
@@ -234,7 +237,7 @@ func (l *ledger) settle(tick proto.Tick, b *book) {
 				s.Missed++
 			}
 		}
-		if b.nodes != l.nodes && tick > l.first {
+		if b.nodes != l.nodes && (l.whole == 0 || tick > l.whole) {
 			l.faults.add("the totals of %s expect %d nodes, want %d", tick, b.nodes, l.nodes)
 		}
 	}
