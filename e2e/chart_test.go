@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/engine"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -204,6 +206,7 @@ func TestOfficialChartIsTheSameBus(t *testing.T) {
 			Env   map[string]string
 			Merge struct{ Resources corev1.ResourceRequirements }
 		}
+		ExtraResources []networkingv1.NetworkPolicy
 		PodTemplate struct {
 			Merge struct{ Spec corev1.PodSpec }
 			Patch []struct {
@@ -238,6 +241,10 @@ func TestOfficialChartIsTheSameBus(t *testing.T) {
 		check("requests of "+string(name), got.String(), quantity.String())
 	}
 	check("the limit of memory", values.Container.Merge.Resources.Limits.Memory().String(), container.Resources.Limits.Memory().String())
+	j := slices.IndexFunc(m.policies, func(p *networkingv1.NetworkPolicy) bool { return p.Name == "heapstream-nats" })
+	if got := values.ExtraResources; len(got) != 1 || got[0].Name != "heapstream-nats" || !reflect.DeepEqual(got[0].Spec, m.policies[j].Spec) {
+		t.Errorf("the policies are %+v, and in our own %+v", got, m.policies[j].Spec)
+	}
 	for _, e := range container.Env {
 		if e.Name == "GOMEMLIMIT" {
 			check(e.Name, values.Container.Env[e.Name], e.Value)
