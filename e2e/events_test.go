@@ -416,12 +416,12 @@ func TestScrapersOfEventsTakeTurns(t *testing.T) {
 	if err := both[first].end(syscall.SIGKILL); err == nil {
 		t.Fatal("the scraper ended well though it was killed")
 	}
-	second := leader(first)
+	leader(first)
 	goesOn()
 	both[first].start()
 	standsBy(both[first], from)
 
-	second = leader(-1)
+	second := leader(-1)
 	_, from = both[second].said("", 0)
 	if err := both[second].cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
