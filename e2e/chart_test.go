@@ -207,7 +207,7 @@ func TestOfficialChartIsTheSameBus(t *testing.T) {
 			Merge struct{ Resources corev1.ResourceRequirements }
 		}
 		ExtraResources []networkingv1.NetworkPolicy
-		PodTemplate struct {
+		PodTemplate    struct {
 			Merge struct{ Spec corev1.PodSpec }
 			Patch []struct {
 				Op, Path string
