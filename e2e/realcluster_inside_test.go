@@ -12,7 +12,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -27,7 +29,7 @@ const realImages = "E2E_REALCLUSTER_IMAGES"
 // TestInsideRealCluster applies the shapes full and standalone, the former also as the Helm chart renders it, to a real cluster, through an
 // overlay that adds what that cluster lacks and nothing else: names, where it has no DNS, and volumes, where it has no StorageClass. All pods
 // must become ready without a restart, the APIs available, and kubectl top and an HPA be served from inside; nothing may be refused for want
-// of a right, and nothing in the cluster be left behind.
+// of a right, and nothing in the cluster be left behind. Standalone moves over from what is there, and nobody who asks may notice.
 func TestInsideRealCluster(t *testing.T) {
 	c := openRealCluster(t)
 	prefix, tag, ok := strings.Cut(os.Getenv(realImages), ":")
@@ -55,7 +57,13 @@ func TestInsideRealCluster(t *testing.T) {
 			}
 			// The same images of another name, in the pods of either.
 			manifest = images.ReplaceAllString(manifest, prefix+"/$1:"+tag)
-			c.install(t, c.withWhatLacks(t, manifest))
+			manifest = c.withWhatLacks(t, manifest)
+			asked := &asker{c: c}
+			if shape == "standalone" {
+				c.moveOver(t, manifest, prefix+"/heapstream:"+tag, asked)
+			} else {
+				c.install(t, manifest)
+			}
 
 			if overlay == "full" {
 				c.kubectl(t, "-n", "kube-system", "wait", "--for=condition=Complete", "--timeout=110s", "job", "-l", "app.kubernetes.io/name=heapstream-provision")
@@ -71,6 +79,7 @@ func TestInsideRealCluster(t *testing.T) {
 			f.stop()
 			c.checkTop(t)
 			c.checkHeapsterService(t)
+			asked.check(t)
 			if shape == "full" {
 				c.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+realNamespace+"}\n")
 				c.applyHPAs(t, "resource")
@@ -177,7 +186,8 @@ func (c *realCluster) withWhatLacks(t *testing.T, manifest string) string {
 
 // install applies a shape and takes it away with the test: the registration first, since no namespace can be deleted while an API is
 // registered that nobody serves, and the claims last.
-func (c *realCluster) install(t *testing.T, manifest string) {
+// Args go to apply, for a part of it.
+func (c *realCluster) install(t *testing.T, manifest string, args ...string) {
 	t.Helper()
 	apis := regexp.MustCompile(`(?m)^  name: (v[a-z0-9]+\.(?:[a-z]+\.)?metrics\.k8s\.io)$`)
 	t.Cleanup(func() {
@@ -203,9 +213,125 @@ func (c *realCluster) install(t *testing.T, manifest string) {
 			}
 		}
 	})
+	if _, err := c.try(manifest, append([]string{"apply", "-f", "-"}, args...)...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// moveOver installs a shape as the guide moves over from Heapster and metrics-server: beside what is there, and in its place once it has
+// measured. In both their places is an older heapstream, made by create, as Helm does and not by apply, and registered as metrics-server's
+// manifest does. From when it answers until the test asks asked, nobody may find a question without an answer.
+func (c *realCluster) moveOver(t *testing.T, manifest, image string, asked *asker) {
+	t.Helper()
+	rights, err := os.ReadFile(filepath.Join(kubernetesDir, "base", "standalone", "rbac.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile("testdata/realcluster-before.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := regexp.MustCompile(`name: heapstream\b`).ReplaceAllString(string(rights), "name: heapstream-e2e-before") + "\n---\n" + strings.ReplaceAll(string(before), "IMAGE", image)
+	t.Cleanup(func() {
+		if _, err := c.try(old, "delete", "-f", "-", "--ignore-not-found"); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := c.try(old, "create", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, realAppears, func() bool { return asked.once() == "" }, asked.once)
+	asked.start(t)
+
+	const registration = "app.kubernetes.io/component"
+	c.install(t, manifest, "-l", registration+"!=registration")
+	c.kubectl(t, "-n", "kube-system", "rollout", "status", "deployment/heapstream", "--timeout=110s")
+	ours := c.ours(t)
+	if len(ours) != 1 {
+		t.Fatalf("%d pods of heapstream, want 1", len(ours))
+	}
+	nodes := strings.Fields(c.kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"))
+	var measured metricsList
+	eventually(t, realAppears, func() bool {
+		err = c.get("/api/v1/namespaces/kube-system/pods/http:"+ours[0].Name+":8082/proxy/apis/metrics/v1alpha1/nodes", &measured)
+		return err == nil && len(measured.Items) == len(nodes)
+	}, func() string {
+		return fmt.Sprintf("%d of %d nodes have a rate: %v", len(measured.Items), len(nodes), err)
+	})
+	c.kubectl(t, "-n", "kube-system", "patch", "service", "heapster", "--type=json",
+		"-p", `[{"op": "replace", "path": "/spec/selector", "value": {"app.kubernetes.io/name": "heapstream"}}]`)
 	if _, err := c.try(manifest, "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
+	c.kubectl(t, "wait", "--for=condition=Available", "--timeout=60s", "apiservice/v1beta1.metrics.k8s.io")
+	if at := c.kubectl(t, "get", "apiservice", "v1beta1.metrics.k8s.io", "-o", "jsonpath={.spec.service.name}"); at != "heapstream" {
+		t.Errorf("the Metrics API is still of the Service %s", at)
+	}
+	if selector := c.kubectl(t, "-n", "kube-system", "get", "service", "heapster", "-o", "jsonpath={.spec.selector}"); selector != `{"app.kubernetes.io/name":"heapstream"}` {
+		t.Errorf("the Service heapster selects %s", selector)
+	}
+	c.kubectl(t, "-n", "kube-system", "delete", "deployment/heapster", "--cascade=foreground", "--timeout=100s")
+}
+
+// asker asks what dashboards and autoscalers ask, again and again.
+type asker struct {
+	c    *realCluster
+	stop func() (asked int, gaps []string)
+}
+
+// once asks each question, and says which has no answer; "" if all have one.
+func (a *asker) once() string {
+	var names []string
+	var nodes, pods metricsList
+	for path, into := range map[string]any{
+		"/api/v1/namespaces/kube-system/services/http:heapster:/proxy/api/v1/model/nodes/": &names,
+
+		"/apis/metrics.k8s.io/v1beta1/nodes": &nodes,
+		"/apis/metrics.k8s.io/v1beta1/pods":  &pods,
+	} {
+		if err := a.c.get(path, into); err != nil {
+			return err.Error()
+		}
+	}
+	if len(names) == 0 || len(nodes.Items) == 0 || len(pods.Items) == 0 {
+		return fmt.Sprintf("%d nodes in the model, %d nodes and %d pods with metrics", len(names), len(nodes.Items), len(pods.Items))
+	}
+	return ""
+}
+
+func (a *asker) start(t *testing.T) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	var asked int
+	var gaps []string
+	go func() {
+		defer close(ended)
+		for rate := time.NewTicker(200 * time.Millisecond); ; asked++ {
+			if lacks := a.once(); lacks != "" {
+				gaps = append(gaps, time.Now().Format(time.TimeOnly)+" "+lacks)
+			}
+			select {
+			case <-done:
+				rate.Stop()
+				return
+			case <-rate.C:
+			}
+		}
+	}()
+	a.stop = sync.OnceValues(func() (int, []string) { close(done); <-ended; return asked, gaps })
+	t.Cleanup(func() { a.stop() })
+}
+
+// check wants an answer to every question that was asked, if any was.
+func (a *asker) check(t *testing.T) {
+	t.Helper()
+	if a.stop == nil {
+		return
+	}
+	asked, gaps := a.stop()
+	if len(gaps) > 0 {
+		t.Errorf("%d of %d rounds of questions have one without an answer, from %s\nto %s", len(gaps), asked, gaps[0], gaps[len(gaps)-1])
+	}
+	t.Logf("moved over in %d rounds of questions", asked)
 }
 
 // ours are heapstream's own pods in the cluster.
