@@ -89,6 +89,7 @@ func TestInsideRealCluster(t *testing.T) {
 				eventually(t, realScales, func() bool { return c.replicas(t, "resource") > 1 }, func() string { return "not scaled up: " + c.events("resource") })
 			}
 			c.checkObjects(t)
+			c.checkTelemetry(t)
 			c.checkPodsReady(t)
 			c.checkLogs(t)
 		})
@@ -410,6 +411,33 @@ func (c *realCluster) checkObjects(t *testing.T) {
 		if p.Spec.Priority == nil || *p.Spec.Priority <= 0 {
 			t.Errorf("%s has no priority over what has none", p.Name)
 		}
+	}
+}
+
+// checkTelemetry: each port that is declared for it serves /metrics.
+func (c *realCluster) checkTelemetry(t *testing.T) {
+	t.Helper()
+	served := 0
+	for _, p := range c.ours(t) {
+		for _, port := range p.Spec.Containers[0].Ports {
+			if port.Name != "telemetry" {
+				continue
+			}
+			path := fmt.Sprintf("/api/v1/namespaces/kube-system/pods/%s:%d/proxy/metrics", p.Name, port.ContainerPort)
+			resp, err := c.http.Get(c.rest.Host + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(text), "process_cpu_seconds_total") {
+				t.Errorf("%s: %s, %v: %.200s", path, resp.Status, err, text)
+			}
+			served++
+		}
+	}
+	if served == 0 {
+		t.Error("no pod has a port named telemetry")
 	}
 }
 
