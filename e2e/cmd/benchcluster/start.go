@@ -61,7 +61,7 @@ func (b *bench) start(ctx context.Context) (stop func() error, err error) {
 		return stop, err
 	}
 	stop = func() error { b.conn.Close(); return nil }
-	if _, err := b.conn.Apply(ctx, bus.Topology{Cluster: cluster, Nodes: b.nodes, Resolution: b.resolution, RollupsBytes: 16 << 30}); err != nil {
+	if _, err := b.conn.Apply(ctx, bus.Topology{Cluster: cluster, Nodes: b.nodes, Resolution: b.resolution, RollupsBytes: rollupsBytes}); err != nil {
 		return stop, err
 	}
 	url, profiling := "--bus-url="+natsURL, "--telemetry-profiling="+strconv.FormatBool(b.profiles != "")
@@ -107,6 +107,9 @@ func (b *bench) start(ctx context.Context) (stop func() error, err error) {
 	}
 	return stop, scrape("--bus-url=" + from)
 }
+
+// rollupsBytes is room for 10,000 nodes at 15 s, of which the streams keep 20 minutes.
+const rollupsBytes = 24 << 30
 
 // startBus starts a NATS server; profiles is 0 or the port of its profiles.
 func (b *bench) startBus(name string, port, profiles int) error {
