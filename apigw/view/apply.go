@@ -350,24 +350,41 @@ func (c *Cluster) placePods(st *nodeState) {
 		if !ok {
 			all = slices.Insert(all, i, &namespacePods{name: namespace})
 		}
-		pods := append(slices.Clone(all[i].pods), slots...)
-		slices.SortFunc(pods, func(a, b *podSlot) int { return strings.Compare(a.name, b.name) })
-		pods = slices.CompactFunc(pods, func(a, b *podSlot) bool { return a.name == b.name })
+		pods := withPods(all[i].pods, slots)
 		all[i] = &namespacePods{name: namespace, pods: pods}
 	}
 	c.pods.Store(&all)
 }
 
-// removePods takes those pods of an old state out of the lists that nothing newer took the place of.
-func (c *Cluster) removePods(old *nodeState) {
+// withPods is a copy of a namespace's pods with new ones in their places, which it sorts. Of several of one name the
+// first stays.
+func withPods(pods, added []*podSlot) []*podSlot {
+	byName := func(a, b *podSlot) int { return strings.Compare(a.name, b.name) }
+	slices.SortStableFunc(added, byName)
+	all := make([]*podSlot, 0, len(pods)+len(added))
+	for _, slot := range added {
+		i, found := slices.BinarySearchFunc(pods, slot, byName)
+		all = append(all, pods[:i]...)
+		pods = pods[i:]
+		if !found && (len(all) == 0 || all[len(all)-1].name != slot.name) {
+			all = append(all, slot)
+		}
+	}
+	return append(all, pods...)
+}
+
+// removePods takes those pods of old states out of the lists that nothing newer took the place of.
+func (c *Cluster) removePods(old ...*nodeState) {
 	var gone map[string]bool // namespaces with slots to remove
-	for i := range old.pods {
-		p := &old.pods[i]
-		if p.slot != nil && p.slot.state.CompareAndSwap(p, nil) {
-			if gone == nil {
-				gone = make(map[string]bool)
+	for _, st := range old {
+		for i := range st.pods {
+			p := &st.pods[i]
+			if p.slot != nil && p.slot.state.CompareAndSwap(p, nil) {
+				if gone == nil {
+					gone = make(map[string]bool)
+				}
+				gone[st.table.Entities[p.row].Namespace] = true
 			}
-			gone[old.table.Entities[p.row].Namespace] = true
 		}
 	}
 	if gone == nil {
@@ -379,7 +396,7 @@ func (c *Cluster) removePods(old *nodeState) {
 		if !ok {
 			continue
 		}
-		var pods []*podSlot
+		pods := make([]*podSlot, 0, len(all[i].pods))
 		for _, slot := range all[i].pods {
 			if slot.state.Load() != nil {
 				pods = append(pods, slot)
@@ -402,13 +419,15 @@ func (c *Cluster) sweep() {
 	now := c.clock.nowNano()
 	if nodes := *c.nodes.Load(); slices.ContainsFunc(nodes, func(n *nodeSlot) bool { return n.present(now) == nil }) {
 		kept := make([]*nodeSlot, 0, len(nodes))
+		var silent []*nodeState
 		for _, n := range nodes {
 			if n.present(now) != nil {
 				kept = append(kept, n)
 			} else if st := n.state.Swap(nil); st != nil {
-				c.removePods(st)
+				silent = append(silent, st)
 			}
 		}
+		c.removePods(silent...)
 		c.nodes.Store(&kept)
 	}
 	gone := func(n *namespaceState) bool { return now > n.seen+n.keep }

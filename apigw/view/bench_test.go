@@ -44,16 +44,12 @@ func largeNode(name string, tick proto.Tick) *proto.Rollup {
 }
 
 // crowd is a view of 1000 nodes of 30 pods.
-func crowd(b *testing.B) *Cluster {
-	v, err := New(Config{Window: DefaultWindow}, Deps{Now: func() time.Time { return begin }})
-	if err != nil {
-		b.Fatal(err)
-	}
-	c, err := v.Add("c")
-	if err != nil {
-		b.Fatal(err)
-	}
-	for n := range 1000 {
+func crowd(b *testing.B) *Cluster { return arrive(b, crowdOf(1000)) }
+
+// crowdOf are rollups of nodes of 30 pods in 50 namespaces.
+func crowdOf(nodes int) []*proto.Rollup {
+	all := make([]*proto.Rollup, nodes)
+	for n := range all {
 		s := &stage{now: begin}
 		r := s.node(fmt.Sprintf("node-%04d", n))
 		used(s, r, 0, time.Second, 1e9, 10*time.Second, 1<<30)
@@ -63,9 +59,35 @@ func crowd(b *testing.B) *Cluster {
 				used(s, r, container(r, row, fmt.Sprint("c", i), proto.FlagRunning), time.Second, 1e9, 10*time.Second, 1<<20)
 			}
 		}
+		all[n] = r
+	}
+	return all
+}
+
+// arrive makes a view of rollups.
+func arrive(b *testing.B, rollups []*proto.Rollup) *Cluster {
+	v, err := New(Config{Window: DefaultWindow}, Deps{Now: func() time.Time { return begin }})
+	if err != nil {
+		b.Fatal(err)
+	}
+	c, err := v.Add("c")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for n, r := range rollups {
 		c.Apply(r, Origin{Seq: uint64(n), Time: begin, Live: true})
 	}
 	return c
+}
+
+// BenchmarkArrive is the first rollup of every node of a cluster of 5000, each with pods that nobody knew.
+func BenchmarkArrive(b *testing.B) {
+	rollups := crowdOf(5000)
+	b.ReportAllocs()
+	for b.Loop() {
+		arrive(b, rollups)
+	}
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*len(rollups)), "µs/node")
 }
 
 func BenchmarkList(b *testing.B) {

@@ -2,8 +2,10 @@ package view
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -411,6 +413,33 @@ func TestEveryFieldTellsEntitiesApart(t *testing.T) {
 		}
 		if sameEntity(&a, &b) {
 			t.Errorf("entities that differ in %s are the same", typ.Field(i).Name)
+		}
+	}
+}
+
+// New pods get their places among those that are there, as sorting all of them would have it.
+func TestNewPodsGetTheirPlaces(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // no secret
+	for range 200 {
+		draw := func(most int) (slots []*podSlot) {
+			for range random.IntN(most) {
+				slots = append(slots, &podSlot{name: fmt.Sprint("pod-", random.IntN(40))})
+			}
+			return slots
+		}
+		byName := func(a, b *podSlot) int { return strings.Compare(a.name, b.name) }
+		pods, added := draw(30), draw(10)
+		slices.SortFunc(pods, byName)
+		pods = slices.CompactFunc(pods, func(a, b *podSlot) bool { return a.name == b.name })
+		was := slices.Clone(pods)
+		want := append(slices.Clone(pods), added...)
+		slices.SortStableFunc(want, byName)
+		want = slices.CompactFunc(want, func(a, b *podSlot) bool { return a.name == b.name })
+		if got := withPods(pods, added); !slices.Equal(got, want) {
+			t.Fatalf("%d pods and %d new ones are %d, want %d", len(pods), len(added), len(got), len(want))
+		}
+		if !slices.Equal(pods, was) {
+			t.Fatal("the list that readers have was changed")
 		}
 	}
 }
