@@ -145,7 +145,7 @@ func TestChartValues(t *testing.T) {
 		}
 	}
 	apigw, node := of["heapstream-apigw"].Containers[0], of["heapstream-node"]
-	if !slices.Contains(apigw.Args, "--window=30m") || apigw.Resources.Limits.Memory().String() != "2Gi" || apigw.Resources.Requests.Memory().String() != "512Mi" {
+	if !slices.Contains(apigw.Args, "--window=30m") || apigw.Resources.Limits.Memory().String() != "2Gi" || apigw.Resources.Requests.Memory().String() != "768Mi" {
 		t.Errorf("the gateway has %v, %v", apigw.Args, apigw.Resources)
 	}
 	if node.NodeSelector["kubernetes.io/os"] != "linux" || !slices.Contains(node.Containers[0].Args, "--metric-resolution=30s") {
